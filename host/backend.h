@@ -1,0 +1,52 @@
+/* THE SEAM: what a backend implements. The layer knows the order of stages, a backend knows how a stage is
+ * computed.
+ *
+ * Stage functions get arguments that have been checked: required pointers are there and aligned, sizes agree,
+ * strides are resolved (never 0), structs have the library's size. They allocate nothing, wait for nothing, and
+ * only enqueue. */
+#ifndef CUMOE_BACKEND_H
+#define CUMOE_BACKEND_H
+
+#include <cumoe/handle.h>
+#include <cumoe/stages.h>
+
+/* What every stage of a layer needs to know. */
+typedef struct cumoe_context {
+    cumoe_config_t config; /* checked and complete: top_k and max_threads are never 0 */
+    void *device;          /* the backend's own, from open() */
+} cumoe_context_t;
+
+typedef struct cumoe_backend_ops {
+    /* Device. */
+    cumoe_status_t (*open)(int32_t ordinal, void **device, char *description, size_t description_size);
+    void (*close)(void *device);
+    cumoe_status_t (*memory_alloc)(void *device, size_t size, void **ptr);
+    void (*memory_free)(void *device, void *ptr);
+    cumoe_status_t (*memory_copy)(void *device, void *dst, const void *src, size_t size, cumoe_copy_t kind,
+                                  cumoe_stream_t stream);
+    cumoe_status_t (*memory_set)(void *device, void *ptr, int value, size_t size, cumoe_stream_t stream);
+    cumoe_status_t (*stream_create)(void *device, cumoe_stream_t *stream);
+    void (*stream_destroy)(void *device, cumoe_stream_t stream);
+    cumoe_status_t (*stream_synchronize)(void *device, cumoe_stream_t stream);
+
+    /* UNSUPPORTED_CONFIG with its name for what the backend has no kernel for; resolves max_threads. */
+    cumoe_status_t (*supports)(void *device, cumoe_config_t *config);
+
+    /* Stages. */
+    size_t (*workspace_size)(const cumoe_context_t *context, cumoe_stage_t stage, int64_t num_tokens);
+    cumoe_status_t (*gate)(const cumoe_context_t *, const cumoe_gate_args_t *, cumoe_stream_t);
+    cumoe_status_t (*permute)(const cumoe_context_t *, const cumoe_permute_args_t *, cumoe_stream_t);
+    cumoe_status_t (*up)(const cumoe_context_t *, const cumoe_up_args_t *, cumoe_stream_t);
+    cumoe_status_t (*down)(const cumoe_context_t *, const cumoe_down_args_t *, cumoe_stream_t);
+    cumoe_status_t (*combine)(const cumoe_context_t *, const cumoe_combine_args_t *, cumoe_stream_t);
+    cumoe_status_t (*down_backward)(const cumoe_context_t *, const cumoe_down_backward_args_t *, cumoe_stream_t);
+    cumoe_status_t (*gate_backward)(const cumoe_context_t *, const cumoe_gate_backward_args_t *, cumoe_stream_t);
+    cumoe_status_t (*up_backward)(const cumoe_context_t *, const cumoe_up_backward_args_t *, cumoe_stream_t);
+    cumoe_status_t (*permute_backward)(const cumoe_context_t *, const cumoe_permute_backward_args_t *,
+                                       cumoe_stream_t);
+    cumoe_status_t (*weights_init)(const cumoe_context_t *, uint64_t seed, const cumoe_weights_t *, cumoe_stream_t);
+} cumoe_backend_ops_t;
+
+extern const cumoe_backend_ops_t cumoe__backend_cpu;
+
+#endif

@@ -1,0 +1,151 @@
+/* The backward pass: the stages of the forward pass the other way round. */
+#include "host/kinds.h"
+#include "host/layout.h"
+
+static const char function[] = "cumoe_layer_backward";
+
+static cumoe_status_t check_arrays(const cumoe_layer_t *layer, cumoe_backward_args_t *a)
+{
+    const cumoe_config_t *config = &layer->context.config;
+    const int64_t H = config->hidden_size, T = a->num_tokens;
+    const size_t element = cumoe__dtype_size(config->dtype);
+    const bool any = T > 0;
+    CUMOE_TRY(cumoe__check_stride(function, "x_stride", &a->x_stride, H));
+    CUMOE_TRY(cumoe__check_stride(function, "dy_stride", &a->dy_stride, H));
+    CUMOE_TRY(cumoe__check_stride(function, "dx_stride", &a->dx_stride, H));
+    CUMOE_TRY(cumoe__check_array(function, "x", a->x, 16, any));
+    CUMOE_TRY(cumoe__check_array(function, "dy", a->dy, 16, any));
+    CUMOE_TRY(cumoe__check_array(function, "dx", a->dx, 16, false));
+    CUMOE_TRY(cumoe__check_array(function, "loss_gradient", a->loss_gradient, 16, false));
+    CUMOE_TRY(cumoe__check_array(function, "dindex_weight", a->dindex_weight, 16, false));
+    CUMOE_REQUIRE(!a->dindex_weight || config->gate == CUMOE_GATE_EXTERNAL, INVALID_ARGUMENT,
+                  "%s: dindex_weight = %p, but only CUMOE_GATE_EXTERNAL has index weights: must be NULL", function,
+                  a->dindex_weight);
+    CUMOE_REQUIRE(!cumoe__overlap(a->x, a->x_stride, a->dx, a->dx_stride, T, H, element), INVALID_ARGUMENT,
+                  "%s: dx = %p overlaps x = %p, but x stays unchanged", function, a->dx, a->x);
+    CUMOE_REQUIRE(!cumoe__overlap(a->dy, a->dy_stride, a->dx, a->dx_stride, T, H, element), INVALID_ARGUMENT,
+                  "%s: dx = %p overlaps dy = %p, but dy stays unchanged", function, a->dx, a->dy);
+    return CUMOE_SUCCESS;
+}
+
+static cumoe_status_t check_numbers(const cumoe_backward_args_t *a)
+{
+    CUMOE_REQUIRE(a->training == 0 || a->training == 1, INVALID_ARGUMENT, "%s: training = %d, but must be 0 or 1",
+                  function, a->training);
+    CUMOE_REQUIRE((unsigned)a->gradient_mode <= CUMOE_GRADIENT_ADD, INVALID_ARGUMENT,
+                  "%s: gradient_mode = %d, but must be WRITE (0) or ADD (1)", function, (int)a->gradient_mode);
+    return CUMOE_SUCCESS;
+}
+
+/* From dy to the gradients of hidden and of the weights of the sum. */
+static cumoe_status_t run_down(const cumoe_layer_t *layer, const cumoe_backward_args_t *a, const cumoe_layout_t *l,
+                               cumoe_stream_t stream)
+{
+    if (layer->context.config.recompute) {
+        const cumoe_up_args_t up = {.struct_size = sizeof up,
+                                    .num_tokens = a->num_tokens,
+                                    .weights = a->weights,
+                                    .rows = l->rows,
+                                    .x = a->x,
+                                    .x_stride = a->x_stride,
+                                    .z = l->z,
+                                    .workspace = l->stage,
+                                    .workspace_size = l->stage_size};
+        CUMOE_TRY(layer->handle->ops->up(&layer->context, &up, stream));
+    }
+    const cumoe_down_backward_args_t down = {.struct_size = sizeof down,
+                                             .num_tokens = a->num_tokens,
+                                             .weights = a->weights,
+                                             .routing = l->routing,
+                                             .rows = l->rows,
+                                             .z = l->z,
+                                             .dy = a->dy,
+                                             .dy_stride = a->dy_stride,
+                                             .dz = l->backward.dz,
+                                             .dweight = a->dindex_weight ? a->dindex_weight : l->backward.dweight,
+                                             .gradients = a->gradients,
+                                             .gradient_mode = a->gradient_mode,
+                                             .workspace = l->stage,
+                                             .workspace_size = l->stage_size};
+    return layer->handle->ops->down_backward(&layer->context, &down, stream);
+}
+
+static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_backward_args_t *a, const cumoe_layout_t *l,
+                          cumoe_stream_t stream)
+{
+    const cumoe_backend_ops_t *ops = layer->handle->ops;
+    const cumoe_context_t *context = &layer->context;
+    const int64_t T = a->num_tokens;
+    const bool learned = context->config.gate != CUMOE_GATE_EXTERNAL;
+    CUMOE_TRY(run_down(layer, a, l, stream));
+
+    void *dx_gate = a->dx && learned ? l->backward.dx_gate : NULL;
+    if (learned) {
+        const cumoe_gate_backward_args_t gate = {.struct_size = sizeof gate,
+                                                 .num_tokens = T,
+                                                 .weights = a->weights,
+                                                 .x = a->x,
+                                                 .x_stride = a->x_stride,
+                                                 .token_mask = a->token_mask,
+                                                 .training = a->training,
+                                                 .routing = l->routing,
+                                                 .dweight = l->backward.dweight,
+                                                 .loss_gradient = a->loss_gradient,
+                                                 .dx_gate = dx_gate,
+                                                 .gradients = a->gradients,
+                                                 .gradient_mode = a->gradient_mode,
+                                                 .workspace = l->stage,
+                                                 .workspace_size = l->stage_size};
+        CUMOE_TRY(ops->gate_backward(context, &gate, stream));
+    }
+
+    const cumoe_up_backward_args_t up = {.struct_size = sizeof up,
+                                         .num_tokens = T,
+                                         .weights = a->weights,
+                                         .rows = l->rows,
+                                         .x = a->x,
+                                         .x_stride = a->x_stride,
+                                         .dz = l->backward.dz,
+                                         .drows = a->dx ? l->backward.drows : NULL,
+                                         .gradients = a->gradients,
+                                         .gradient_mode = a->gradient_mode,
+                                         .workspace = l->stage,
+                                         .workspace_size = l->stage_size};
+    CUMOE_TRY(ops->up_backward(context, &up, stream));
+
+    if (!a->dx) return CUMOE_SUCCESS;
+    const cumoe_permute_backward_args_t permute = {.struct_size = sizeof permute,
+                                                   .num_tokens = T,
+                                                   .routing = l->routing,
+                                                   .rows = l->rows,
+                                                   .drows = l->backward.drows,
+                                                   .dx_gate = dx_gate,
+                                                   .dx = a->dx,
+                                                   .dx_stride = a->dx_stride};
+    return ops->permute_backward(context, &permute, stream);
+}
+
+cumoe_status_t cumoe_layer_backward(const cumoe_layer_t *layer, const cumoe_backward_args_t *args,
+                                    cumoe_stream_t stream)
+{
+    CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
+    cumoe_backward_args_t a = {0};
+    cumoe_weights_t weights, gradients = {.struct_size = sizeof gradients};
+    CUMOE_TRY(cumoe__struct_read(function, "args", args, sizeof a, &a, sizeof a));
+    CUMOE_TRY(cumoe__check_tokens(function, layer, a.num_tokens));
+    CUMOE_TRY(check_numbers(&a));
+    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, false, &weights));
+    CUMOE_TRY(cumoe__weights_read(function, "gradients", layer, a.gradients ? a.gradients : &gradients, true,
+                                  &gradients));
+    CUMOE_TRY(check_arrays(layer, &a));
+    CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
+
+    const cumoe_layout_t need = cumoe__layout(layer, CUMOE_PASS_BACKWARD, a.num_tokens, NULL, NULL);
+    CUMOE_TRY(cumoe__check_buffer(function, "workspace", a.workspace, a.workspace_size, need.workspace_size,
+                                  a.num_tokens));
+    CUMOE_TRY(cumoe__check_buffer(function, "saved", a.saved, a.saved_size, need.saved_size, a.num_tokens));
+    const cumoe_layout_t layout = cumoe__layout(layer, CUMOE_PASS_BACKWARD, a.num_tokens, a.workspace, a.saved);
+    a.weights = &weights;
+    a.gradients = &gradients;
+    return run(layer, &a, &layout, stream);
+}

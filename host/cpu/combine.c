@@ -1,0 +1,48 @@
+/* Back from rows to tokens: the weighted sum of the experts' outputs, and, backward, the sum of the rows'
+ * gradients. */
+#include "host/cpu/cpu.h"
+
+#include <math.h>
+
+#define REAL         float
+#define REAL_NAME(x) x##_f32
+#include "host/cpu/combine_real.h"
+#undef REAL
+#undef REAL_NAME
+#define REAL         double
+#define REAL_NAME(x) x##_f64
+#include "host/cpu/combine_real.h"
+#undef REAL
+#undef REAL_NAME
+
+cumoe_status_t cumoe__cpu_combine(const cumoe_context_t *context, const cumoe_combine_args_t *args,
+                                  cumoe_stream_t stream)
+{
+    (void)stream;
+    const cumoe_config_t *c = &context->config;
+    const int64_t live = args->routing.call->live_tokens;
+#pragma omp parallel for schedule(static) num_threads(c->max_threads)
+    for (int64_t t = 0; t < live; t++) {
+        if (c->dtype == CUMOE_F64)
+            combine_token_f64(args, t, c->top_k, c->hidden_size);
+        else
+            combine_token_f32(args, t, c->top_k, c->hidden_size);
+    }
+    return CUMOE_SUCCESS;
+}
+
+cumoe_status_t cumoe__cpu_permute_backward(const cumoe_context_t *context,
+                                           const cumoe_permute_backward_args_t *args, cumoe_stream_t stream)
+{
+    (void)stream;
+    const cumoe_config_t *c = &context->config;
+    const int64_t live = args->routing.call->live_tokens;
+#pragma omp parallel for schedule(static) num_threads(c->max_threads)
+    for (int64_t t = 0; t < live; t++) {
+        if (c->dtype == CUMOE_F64)
+            sum_token_f64(args, t, c->top_k, c->hidden_size);
+        else
+            sum_token_f32(args, t, c->top_k, c->hidden_size);
+    }
+    return CUMOE_SUCCESS;
+}

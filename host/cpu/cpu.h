@@ -1,0 +1,50 @@
+/* The CPU backend, shared by its stages. Tokens, weights and sums are F32 throughout, or F64 throughout; stages
+ * whose arithmetic is their own are written once for both in a *_real.h file, included with REAL defined. */
+#ifndef CUMOE_CPU_H
+#define CUMOE_CPU_H
+
+#include "host/backend.h"
+#include "host/cpu/gemm.h"
+#include "host/kinds.h"
+
+/* One function body, compiled for the machines that differ most in vector length; the loader picks. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define CUMOE_CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CUMOE_CPU_CLONES
+#endif
+
+/* Scratch from one end of a stage's workspace to the other, 64-byte aligned pieces; base NULL only counts. */
+typedef struct cumoe_cpu_scratch {
+    uintptr_t base;
+    size_t used;
+} cumoe_cpu_scratch_t;
+
+static inline void *cumoe__cpu_take(cumoe_cpu_scratch_t *scratch, size_t size)
+{
+    const size_t begin = (scratch->used + 63) / 64 * 64;
+    scratch->used = begin + size;
+    return (void *)(scratch->base + begin);
+}
+
+size_t cumoe__cpu_gate_workspace(const cumoe_context_t *context, int64_t num_tokens);
+size_t cumoe__cpu_gate_backward_workspace(const cumoe_context_t *context, int64_t num_tokens);
+size_t cumoe__cpu_permute_workspace(const cumoe_context_t *context, int64_t num_tokens);
+size_t cumoe__cpu_down_backward_workspace(const cumoe_context_t *context, int64_t num_tokens);
+
+cumoe_status_t cumoe__cpu_gate(const cumoe_context_t *, const cumoe_gate_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_permute(const cumoe_context_t *, const cumoe_permute_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_up(const cumoe_context_t *, const cumoe_up_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_down(const cumoe_context_t *, const cumoe_down_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_combine(const cumoe_context_t *, const cumoe_combine_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_down_backward(const cumoe_context_t *, const cumoe_down_backward_args_t *,
+                                        cumoe_stream_t);
+cumoe_status_t cumoe__cpu_gate_backward(const cumoe_context_t *, const cumoe_gate_backward_args_t *,
+                                        cumoe_stream_t);
+cumoe_status_t cumoe__cpu_up_backward(const cumoe_context_t *, const cumoe_up_backward_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_permute_backward(const cumoe_context_t *, const cumoe_permute_backward_args_t *,
+                                           cumoe_stream_t);
+cumoe_status_t cumoe__cpu_weights_init(const cumoe_context_t *, uint64_t seed, const cumoe_weights_t *,
+                                       cumoe_stream_t);
+
+#endif

@@ -1,0 +1,257 @@
+/* The experts: two grouped products forward, and their adjoints. Rows of an expert are gathered while they are
+ * packed, activations are applied to a block of columns while it is in cache. */
+#include "host/cpu/cpu.h"
+#include "host/cpu/elementary.h"
+#include "host/weights_layout.h"
+
+#include <string.h>
+
+/* What the epilogues know. */
+typedef struct {
+    int64_t I, z_width;
+    cumoe_activation_t activation;
+    const int32_t *offset;   /* [E + 1] first row of an expert */
+    const int32_t *row_slot; /* [R] */
+    void *z, *hidden;        /* [R, z_width], [R, I] */
+    const void *weight;      /* [T, K] gate type */
+    void *dz;                /* [R, z_width]; holds d = dy w_down in its first columns until the epilogue */
+    void *scaled;            /* [R, I] g * hidden, for dw_down */
+    void *partial;           /* [R, panels] <d, hidden> over the columns of a block */
+    int64_t panels;
+} epilogue_t;
+
+#define REAL         float
+#define REAL_NAME(x) x##_f32
+#define FN(x)        x##_f32
+#include "host/cpu/experts_real.h"
+#undef REAL
+#undef REAL_NAME
+#undef FN
+#define REAL         double
+#define REAL_NAME(x) x##_f64
+#define FN(x)        x##_f64
+#include "host/cpu/experts_real.h"
+#undef REAL
+#undef REAL_NAME
+#undef FN
+
+/* An expert matrix [E, rows, cols] as the B of a product: its rows (or columns) are the columns of C. */
+static cumoe_cpu_factor_t matrix_factor(cumoe_matrix_t m, bool by_column)
+{
+    return (cumoe_cpu_factor_t){.data = m.data,
+                                .dtype = m.dtype,
+                                .group_stride = m.expert_stride,
+                                .line_stride = by_column ? m.col_stride : m.row_stride,
+                                .depth_stride = by_column ? m.row_stride : m.col_stride};
+}
+
+/* Rows [R, width] in order as lines, or as depth. */
+static cumoe_cpu_factor_t rows_factor(const void *data, cumoe_dtype_t dtype, int64_t stride, bool as_depth)
+{
+    return (cumoe_cpu_factor_t){
+        .data = data, .dtype = dtype, .line_stride = as_depth ? 1 : stride, .depth_stride = as_depth ? stride : 1};
+}
+
+/* Rows of tokens [T, width], gathered. */
+static cumoe_cpu_factor_t tokens_factor(const void *data, cumoe_dtype_t dtype, int64_t stride,
+                                        const cumoe_rows_t *rows, bool as_depth)
+{
+    cumoe_cpu_factor_t factor = rows_factor(data, dtype, stride, as_depth);
+    *(as_depth ? &factor.depth_index : &factor.line_index) = rows->row_token;
+    return factor;
+}
+
+cumoe_status_t cumoe__cpu_up(const cumoe_context_t *context, const cumoe_up_args_t *args, cumoe_stream_t stream)
+{
+    (void)stream;
+    const cumoe_config_t *c = &context->config;
+    const bool glu = cumoe__is_glu(c->activation);
+    const int64_t I = c->intermediate_size, z_width = cumoe__z_width(c);
+    const size_t size = cumoe__dtype_size(c->dtype);
+    const epilogue_t epilogue = {.I = I,
+                                 .z_width = z_width,
+                                 .activation = c->activation,
+                                 .offset = args->rows.offset,
+                                 .z = args->z,
+                                 .hidden = args->hidden};
+    const cumoe_cpu_gemm_t gemm = {
+        .groups = c->num_experts,
+        .n = I,
+        .k = c->hidden_size,
+        .ragged = CUMOE_CPU_RAGGED_ROWS,
+        .offset = args->rows.offset,
+        .parts = glu ? 2 : 1,
+        .a = tokens_factor(args->x, c->dtype, args->x_stride, &args->rows, false),
+        .b = {matrix_factor(cumoe__matrix_up(args->weights, c, false), false),
+              matrix_factor(cumoe__matrix_up(args->weights, c, true), false)},
+        .c = {args->z, (char *)args->z + (size_t)I * size},
+        .c_row_stride = z_width,
+        .c_col_stride = 1,
+        .epilogue = !args->hidden           ? NULL
+                    : c->dtype == CUMOE_F64 ? activate_f64
+                                            : activate_f32,
+        .context = &epilogue,
+    };
+    cumoe__cpu_gemm(&gemm, c->max_threads, args->workspace);
+    return CUMOE_SUCCESS;
+}
+
+cumoe_status_t cumoe__cpu_down(const cumoe_context_t *context, const cumoe_down_args_t *args, cumoe_stream_t stream)
+{
+    (void)stream;
+    const cumoe_config_t *c = &context->config;
+    const cumoe_cpu_gemm_t gemm = {
+        .groups = c->num_experts,
+        .n = c->hidden_size,
+        .k = c->intermediate_size,
+        .ragged = CUMOE_CPU_RAGGED_ROWS,
+        .offset = args->rows.offset,
+        .parts = 1,
+        .a = rows_factor(args->hidden, c->dtype, c->intermediate_size, false),
+        .b = {matrix_factor(cumoe__matrix_down(args->weights), false)},
+        .c = {args->output},
+        .c_row_stride = c->hidden_size,
+        .c_col_stride = 1,
+    };
+    cumoe__cpu_gemm(&gemm, c->max_threads, args->workspace);
+    return CUMOE_SUCCESS;
+}
+
+/* Scratch of down_backward. */
+typedef struct {
+    void *scaled;  /* [R, I] */
+    void *partial; /* [R, panels] */
+    int64_t panels;
+    void *gemm;
+    size_t size;
+} down_scratch_t;
+
+static down_scratch_t down_scratch(const cumoe_config_t *c, int64_t num_tokens, void *workspace)
+{
+    const size_t R = (size_t)num_tokens * (size_t)c->top_k, size = cumoe__dtype_size(c->dtype);
+    cumoe_cpu_scratch_t arena = {(uintptr_t)workspace, 0};
+    down_scratch_t s = {.panels = (c->intermediate_size + CUMOE_CPU_GEMM_COLUMNS - 1) / CUMOE_CPU_GEMM_COLUMNS};
+    s.scaled = cumoe__cpu_take(&arena, R * (size_t)c->intermediate_size * size);
+    s.partial = cumoe__cpu_take(&arena, R * (size_t)s.panels * cumoe__dtype_size(cumoe__gate_dtype(c)));
+    s.gemm = cumoe__cpu_take(&arena, cumoe__cpu_gemm_workspace(c->max_threads));
+    s.size = arena.used;
+    return s;
+}
+
+size_t cumoe__cpu_down_backward_workspace(const cumoe_context_t *context, int64_t num_tokens)
+{
+    return down_scratch(&context->config, num_tokens, NULL).size;
+}
+
+/* A gradient [E, rows, cols] of experts: C_e = A_e B_e^T summed over the expert's rows. */
+static void weight_gradient(const cumoe_config_t *c, cumoe_matrix_t gradient, int64_t rows, int64_t cols,
+                            cumoe_cpu_factor_t a, cumoe_cpu_factor_t b, const int32_t *offset,
+                            cumoe_gradient_mode_t mode, void *workspace)
+{
+    if (!gradient.data) return;
+    const cumoe_cpu_gemm_t gemm = {
+        .groups = c->num_experts,
+        .m = rows,
+        .n = cols,
+        .ragged = CUMOE_CPU_RAGGED_DEPTH,
+        .offset = offset,
+        .parts = 1,
+        .a = a,
+        .b = {b},
+        .c = {gradient.data},
+        .c_group_stride = gradient.expert_stride,
+        .c_row_stride = gradient.row_stride,
+        .c_col_stride = gradient.col_stride,
+        .add = mode == CUMOE_GRADIENT_ADD,
+    };
+    cumoe__cpu_gemm(&gemm, c->max_threads, workspace);
+}
+
+cumoe_status_t cumoe__cpu_down_backward(const cumoe_context_t *context, const cumoe_down_backward_args_t *args,
+                                        cumoe_stream_t stream)
+{
+    (void)stream;
+    const cumoe_config_t *c = &context->config;
+    const bool wide = c->dtype == CUMOE_F64;
+    const int64_t H = c->hidden_size, I = c->intermediate_size, z_width = cumoe__z_width(c);
+    const down_scratch_t scratch = down_scratch(c, args->num_tokens, args->workspace);
+    const epilogue_t epilogue = {.I = I,
+                                 .z_width = z_width,
+                                 .activation = c->activation,
+                                 .offset = args->rows.offset,
+                                 .row_slot = args->rows.row_slot,
+                                 .z = (void *)args->z,
+                                 .weight = args->routing.weight,
+                                 .dz = args->dz,
+                                 .scaled = scratch.scaled,
+                                 .partial = scratch.partial,
+                                 .panels = scratch.panels};
+
+    /* d = gather(dy) w_down, and from it dz, g hidden and the parts of dweight. */
+    const cumoe_cpu_gemm_t gemm = {
+        .groups = c->num_experts,
+        .n = I,
+        .k = H,
+        .ragged = CUMOE_CPU_RAGGED_ROWS,
+        .offset = args->rows.offset,
+        .parts = 1,
+        .a = tokens_factor(args->dy, c->dtype, args->dy_stride, &args->rows, false),
+        .b = {matrix_factor(cumoe__matrix_down(args->weights), true)},
+        .c = {args->dz},
+        .c_row_stride = z_width,
+        .c_col_stride = 1,
+        .epilogue = wide ? activate_backward_f64 : activate_backward_f32,
+        .context = &epilogue,
+    };
+    cumoe__cpu_gemm(&gemm, c->max_threads, scratch.gemm);
+    (wide ? write_dweight_f64 : write_dweight_f32)(c, args, &epilogue);
+
+    if (args->gradients)
+        weight_gradient(c, cumoe__matrix_down(args->gradients), H, I,
+                        tokens_factor(args->dy, c->dtype, args->dy_stride, &args->rows, true),
+                        rows_factor(scratch.scaled, c->dtype, I, true), args->rows.offset, args->gradient_mode,
+                        scratch.gemm);
+    return CUMOE_SUCCESS;
+}
+
+/* drows = dz_up w_up, then + dz_glu w_glu. */
+static void rows_gradient(const cumoe_config_t *c, const cumoe_up_backward_args_t *args, int halves)
+{
+    const int64_t I = c->intermediate_size, z_width = cumoe__z_width(c);
+    const size_t size = cumoe__dtype_size(c->dtype);
+    for (int half = 0; half < halves; half++) {
+        const cumoe_cpu_gemm_t gemm = {
+            .groups = c->num_experts,
+            .n = c->hidden_size,
+            .k = I,
+            .ragged = CUMOE_CPU_RAGGED_ROWS,
+            .offset = args->rows.offset,
+            .parts = 1,
+            .a = rows_factor((const char *)args->dz + (size_t)(half * I) * size, c->dtype, z_width, false),
+            .b = {matrix_factor(cumoe__matrix_up(args->weights, c, half == 1), true)},
+            .c = {args->drows},
+            .c_row_stride = c->hidden_size,
+            .c_col_stride = 1,
+            .add = half > 0,
+        };
+        cumoe__cpu_gemm(&gemm, c->max_threads, args->workspace);
+    }
+}
+
+cumoe_status_t cumoe__cpu_up_backward(const cumoe_context_t *context, const cumoe_up_backward_args_t *args,
+                                      cumoe_stream_t stream)
+{
+    (void)stream;
+    const cumoe_config_t *c = &context->config;
+    const int halves = cumoe__is_glu(c->activation) ? 2 : 1;
+    const int64_t I = c->intermediate_size, z_width = cumoe__z_width(c);
+    if (args->drows) rows_gradient(c, args, halves);
+    for (int half = 0; args->gradients && half < halves; half++) {
+        const char *dz = (const char *)args->dz + (size_t)(half * I) * cumoe__dtype_size(c->dtype);
+        weight_gradient(c, cumoe__matrix_up(args->gradients, c, half == 1), I, c->hidden_size,
+                        rows_factor(dz, c->dtype, z_width, true),
+                        tokens_factor(args->x, c->dtype, args->x_stride, &args->rows, true), args->rows.offset,
+                        args->gradient_mode, args->workspace);
+    }
+    return CUMOE_SUCCESS;
+}

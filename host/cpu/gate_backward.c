@@ -1,0 +1,131 @@
+/* Backward of the gate: logits are computed again, block by block, with the same noise; their gradients give those
+ * of w_gate, w_noise and x. Sums over tokens run in the order of tokens, whatever the block and the threads. */
+#include "host/cpu/elementary.h"
+#include "host/cpu/gate.h"
+#include "host/philox.h"
+
+#include <omp.h>
+
+#define REAL         float
+#define REAL_NAME(x) x##_f32
+#define FN(x)        x##_f32
+#include "host/cpu/gate_row_real.h"
+
+#include "host/cpu/gate_backward_real.h"
+#undef REAL
+#undef REAL_NAME
+#undef FN
+#define REAL         double
+#define REAL_NAME(x) x##_f64
+#define FN(x)        x##_f64
+#include "host/cpu/gate_row_real.h"
+
+#include "host/cpu/gate_backward_real.h"
+#undef REAL
+#undef REAL_NAME
+#undef FN
+
+size_t cumoe__cpu_gate_backward_workspace(const cumoe_context_t *context, int64_t num_tokens)
+{
+    return cumoe__cpu_gate_scratch(context, num_tokens, true, NULL).size;
+}
+
+/* The block's dlogits, half 0 = clean, 1 = raw, as [token, expert] or transposed. */
+static cumoe_cpu_factor_t dlogits_factor(const cumoe_config_t *c, const cumoe_cpu_gate_scratch_t *scratch, int half,
+                                         bool transposed)
+{
+    const cumoe_dtype_t dtype = cumoe__gate_dtype(c);
+    const size_t skip = (size_t)half * (size_t)c->num_experts * cumoe__dtype_size(dtype);
+    const int64_t columns = cumoe__cpu_gate_columns(c);
+    return (cumoe_cpu_factor_t){.data = (const char *)scratch->logits + skip,
+                                .dtype = dtype,
+                                .line_stride = transposed ? 1 : columns,
+                                .depth_stride = transposed ? columns : 1};
+}
+
+/* dx_gate of the block = dclean w_gate, + draw w_noise. */
+static void input_gradient(const cumoe_context_t *context, const cumoe_gate_backward_args_t *args, int64_t first,
+                           int64_t tokens, int halves, const cumoe_cpu_gate_scratch_t *scratch)
+{
+    const cumoe_config_t *c = &context->config;
+    const int64_t H = c->hidden_size;
+    const void *weights[2] = {args->weights->w_gate, args->weights->w_noise};
+    char *dx = (char *)args->dx_gate + (size_t)(first * H) * cumoe__dtype_size(cumoe__gate_dtype(c));
+    for (int half = 0; half < halves; half++) {
+        const cumoe_cpu_gemm_t gemm = {
+            .groups = 1,
+            .m = tokens,
+            .n = H,
+            .k = c->num_experts,
+            .parts = 1,
+            .a = dlogits_factor(c, scratch, half, false),
+            .b = {{.data = weights[half], .dtype = args->weights->gate_dtype, .line_stride = 1, .depth_stride = H}},
+            .c = {dx},
+            .c_row_stride = H,
+            .c_col_stride = 1,
+            .add = half > 0};
+        cumoe__cpu_gemm(&gemm, c->max_threads, scratch->gemm);
+    }
+}
+
+/* dw_gate += dclean^T x of the block, dw_noise likewise; the first block of a WRITE begins from 0. */
+static void weight_gradients(const cumoe_context_t *context, const cumoe_gate_backward_args_t *args, int64_t first,
+                             int64_t tokens, int halves, const cumoe_cpu_gate_scratch_t *scratch)
+{
+    const cumoe_config_t *c = &context->config;
+    const int64_t H = c->hidden_size;
+    void *gradients[2] = {args->gradients->w_gate, args->gradients->w_noise};
+    const size_t skip = (size_t)(first * args->x_stride) * cumoe__dtype_size(c->dtype);
+    for (int half = 0; half < halves; half++) {
+        if (!gradients[half]) continue;
+        const cumoe_cpu_gemm_t gemm = {.groups = 1,
+                                       .m = c->num_experts,
+                                       .n = H,
+                                       .k = tokens,
+                                       .parts = 1,
+                                       .a = dlogits_factor(c, scratch, half, true),
+                                       .b = {{.data = (const char *)args->x + skip,
+                                              .dtype = c->dtype,
+                                              .line_stride = 1,
+                                              .depth_stride = args->x_stride}},
+                                       .c = {gradients[half]},
+                                       .c_row_stride = H,
+                                       .c_col_stride = 1,
+                                       .add = first > 0 || args->gradient_mode == CUMOE_GRADIENT_ADD};
+        cumoe__cpu_gemm(&gemm, c->max_threads, scratch->gemm);
+    }
+}
+
+/* WRITE leaves zeros in what no block writes: everything when there is no token, w_noise without noise. */
+static void clear_unwritten(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args, int halves_written)
+{
+    if (!args->gradients || args->gradient_mode != CUMOE_GRADIENT_WRITE) return;
+    const size_t size = (size_t)c->num_experts * (size_t)c->hidden_size * cumoe__dtype_size(cumoe__gate_dtype(c));
+    if (args->gradients->w_gate && halves_written < 1) memset(args->gradients->w_gate, 0, size);
+    if (args->gradients->w_noise && halves_written < 2) memset(args->gradients->w_noise, 0, size);
+}
+
+cumoe_status_t cumoe__cpu_gate_backward(const cumoe_context_t *context, const cumoe_gate_backward_args_t *args,
+                                        cumoe_stream_t stream)
+{
+    (void)stream;
+    const cumoe_config_t *c = &context->config;
+    if (c->gate == CUMOE_GATE_EXTERNAL) return CUMOE_SUCCESS;
+    const cumoe_cpu_gate_scratch_t scratch =
+        cumoe__cpu_gate_scratch(context, args->num_tokens, true, args->workspace);
+    const bool wide = c->dtype == CUMOE_F64, noise = args->training && cumoe__is_noisy(c->gate);
+    const bool load = (wide ? sum_gradients_f64 : sum_gradients_f32)(c, args, &scratch);
+    const int64_t live = args->routing.call->live_tokens, block = cumoe__cpu_gate_block(c, args->num_tokens);
+    const int halves = noise ? 2 : 1;
+
+    clear_unwritten(c, args, live > 0 ? halves : 0);
+    for (int64_t first = 0; first < live; first += block) {
+        const int64_t tokens = live - first < block ? live - first : block;
+        if (noise)
+            cumoe__cpu_gate_logits(context, args->weights, args->x, args->x_stride, first, tokens, true, &scratch);
+        (wide ? backward_block_f64 : backward_block_f32)(context, args, first, tokens, load, &scratch);
+        if (args->dx_gate) input_gradient(context, args, first, tokens, halves, &scratch);
+        if (args->gradients) weight_gradients(context, args, first, tokens, halves, &scratch);
+    }
+    return CUMOE_SUCCESS;
+}

@@ -1,0 +1,147 @@
+/* Forward of gate.c, in REAL. */
+
+/* P(x, i) (eq. 9) for every expert, added to the loads. */
+CUMOE_CPU_CLONES static void REAL_NAME(all_probabilities)(const REAL *restrict clean, const REAL *restrict noisy,
+                                                          const REAL *restrict std, REAL threshold, int64_t E,
+                                                          REAL *restrict probability)
+{
+    const bool none = threshold == -(REAL)INFINITY; /* fewer than K others: certain */
+    for (int64_t e = 0; e < E; e++) {
+        const REAL p = none ? 1 : FN(normal_cdf)(REAL_NAME(load_argument)(clean[e], threshold, std[e]));
+        probability[e] = noisy[e] > -(REAL)INFINITY ? p : 0;
+    }
+}
+
+CUMOE_CPU_CLONES static void REAL_NAME(add_fixed)(int64_t *restrict sums, const REAL *restrict values, int64_t n,
+                                                  double scale)
+{
+    for (int64_t i = 0; i < n; i++) sums[i] += (int64_t)((double)values[i] * scale + 0.5);
+}
+
+static void REAL_NAME(add_loads)(const cumoe_config_t *c, const REAL *clean, REAL_NAME(gate_row_t) * row,
+                                 double scale, int64_t *loads)
+{
+    const int32_t K = c->top_k;
+    REAL *p = row->free1;
+    REAL_NAME(all_probabilities)
+    (clean, row->noisy, row->std, REAL_NAME(threshold_of_others)(row, K), c->num_experts, p);
+    const REAL threshold = REAL_NAME(threshold_of_chosen)(row, K);
+    for (int32_t j = 0; j < K && j < row->found; j++) {
+        const int32_t e = row->best[j];
+        p[e] = threshold == -(REAL)INFINITY
+                   ? 1
+                   : FN(normal_cdf)(REAL_NAME(load_argument)(clean[e], threshold, row->std[e]));
+    }
+    REAL_NAME(add_fixed)(loads, p, c->num_experts, scale);
+}
+
+/* Softmax over the chosen logits (eq. 3): weights of one token, in the order of slots. */
+static void REAL_NAME(write_topk)(const cumoe_config_t *c, const REAL_NAME(gate_row_t) * row, int32_t *expert,
+                                  REAL *weight)
+{
+    const int32_t K = c->top_k, chosen = row->found < K ? row->found : K;
+    REAL sum = 0;
+    for (int32_t j = 0; j < K; j++) {
+        expert[j] = j < chosen ? row->best[j] : -1;
+        weight[j] = j < chosen ? FN(exp)(row->value[j] - row->value[0]) : 0;
+        sum += weight[j];
+    }
+    for (int32_t j = 0; j < chosen; j++) weight[j] /= sum;
+    if (chosen == 0 && row->unusable)
+        for (int32_t j = 0; j < K; j++) weight[j] = NAN;
+}
+
+/* Softmax over all experts (eq. 2); expert e in slot e. */
+static void REAL_NAME(write_softmax)(const cumoe_config_t *c, const REAL_NAME(gate_row_t) * row, int32_t *expert,
+                                     REAL *weight)
+{
+    const int32_t E = c->num_experts;
+    REAL most = -(REAL)INFINITY, sum = 0;
+    for (int32_t e = 0; e < E; e++) most = row->noisy[e] > most ? row->noisy[e] : most;
+    const bool none = most == -(REAL)INFINITY;
+    for (int32_t e = 0; e < E; e++) {
+        const bool usable = row->noisy[e] > -(REAL)INFINITY;
+        expert[e] = usable ? e : -1;
+        weight[e] = usable ? FN(exp)(row->noisy[e] - most) : 0;
+        sum += weight[e];
+    }
+    for (int32_t e = 0; e < E; e++) weight[e] = none ? (row->unusable ? NAN : 0) : weight[e] / sum;
+}
+
+/* One token: choices, weights, and its part of the sums. */
+static void REAL_NAME(forward_token)(const cumoe_config_t *c, const cumoe_gate_args_t *args, int64_t t,
+                                     const REAL *clean, REAL_NAME(gate_row_t) * row, int64_t *sums,
+                                     int64_t *counters)
+{
+    const int64_t E = c->num_experts, K = c->top_k;
+    const bool noise = args->training && cumoe__is_noisy(c->gate);
+    const double scale = (double)((int64_t)1 << CUMOE_FIXED_POINT_BITS(c->dtype));
+    int32_t *expert = args->routing.expert + t * K;
+    REAL *weight = (REAL *)args->routing.weight + t * K;
+
+    REAL_NAME(decide_row)(c, args->routing.call, noise, t, clean, row);
+    if (c->gate == CUMOE_GATE_SOFTMAX)
+        REAL_NAME(write_softmax)(c, row, expert, weight);
+    else
+        REAL_NAME(write_topk)(c, row, expert, weight);
+    if (cumoe__cpu_smooth_load(c, args->training)) REAL_NAME(add_loads)(c, clean, row, scale, sums + E);
+    bool routed = false;
+    for (int64_t j = 0; j < K; j++) {
+        if (expert[j] < 0) continue;
+        routed = true;
+        sums[expert[j]] += (int64_t)((double)weight[j] * scale + 0.5);
+    }
+    counters[COUNT_NAN_LOGITS] += row->unusable;
+    counters[COUNT_NAN_TOKENS] += !routed && row->unusable;
+}
+
+static void REAL_NAME(forward_block)(const cumoe_context_t *context, const cumoe_gate_args_t *args, int64_t first,
+                                     int64_t tokens, const cumoe_cpu_gate_scratch_t *scratch)
+{
+    const cumoe_config_t *c = &context->config;
+    const int64_t columns = cumoe__cpu_gate_columns(c);
+#pragma omp parallel num_threads(c->max_threads)
+    {
+        const int thread = omp_get_thread_num();
+        REAL_NAME(gate_row_t)
+        row = REAL_NAME(thread_row)(c, scratch, thread, cumoe__cpu_smooth_load(c, args->training));
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < tokens; i++)
+            if (cumoe__cpu_token_counts(args->token_mask, first + i))
+                REAL_NAME(forward_token)
+                (c, args, first + i, (const REAL *)scratch->logits + i * columns, &row,
+                 scratch->sums + thread * 2 * (int64_t)c->num_experts, scratch->counters + thread * 8);
+    }
+}
+
+/* External choices: what is outside 0..E-1 is not routed, and its weight not looked at. */
+static void REAL_NAME(external_token)(const cumoe_config_t *c, const cumoe_gate_args_t *args, int64_t t,
+                                      int64_t *counters)
+{
+    const int64_t K = c->top_k;
+    for (int64_t slot = t * K; slot < (t + 1) * K; slot++) {
+        const int64_t e = args->index_dtype == CUMOE_I64 ? ((const int64_t *)args->index)[slot]
+                                                         : ((const int32_t *)args->index)[slot];
+        const bool routed = e >= 0 && e < c->num_experts;
+        counters[COUNT_BAD_INDICES] += e < -1 || e > c->num_experts;
+        args->routing.expert[slot] = routed ? (int32_t)e : -1;
+        ((REAL *)args->routing.weight)[slot] = routed ? ((const REAL *)args->index_weight)[slot] : 0;
+    }
+}
+
+/* The vectors and losses that the caller asked for. */
+static void REAL_NAME(write_sums)(const cumoe_config_t *c, const cumoe_gate_args_t *args, double cv2_importance,
+                                  double cv2_load)
+{
+    const double unit = 1.0 / (double)((int64_t)1 << CUMOE_FIXED_POINT_BITS(c->dtype));
+    for (int64_t e = 0; args->importance && e < c->num_experts; e++)
+        ((REAL *)args->importance)[e] = (REAL)((double)args->routing.importance[e] * unit);
+    for (int64_t e = 0; args->load && e < c->num_experts; e++)
+        ((REAL *)args->load)[e] = (REAL)((double)args->routing.load[e] * unit);
+    REAL *losses = args->losses;
+    if (!losses) return;
+    const bool learned = c->gate != CUMOE_GATE_EXTERNAL;
+    for (int i = 0; i < CUMOE_NUM_LOSSES; i++) losses[i] = 0;
+    losses[CUMOE_LOSS_IMPORTANCE] = (REAL)(learned ? cv2_importance : 0);
+    losses[CUMOE_LOSS_LOAD] = (REAL)(learned ? cv2_load : 0);
+}

@@ -1,0 +1,349 @@
+/* The driver of the packed micro-kernel: cuts the groups into tasks, packs, multiplies.
+ *
+ *   task          rows of one group (at most BLOCK_ROWS) x a range of columns
+ *   depth block   at most block_depth of k; C carries the sums from one to the next, so k stays in order
+ *   panel         32 columns of B, packed, against all packed rows of A of the task
+ *
+ * The packed rows of A fill about half of a 1 MiB second-level cache and the panel streams through the first: both
+ * are private to a thread, so nothing is shared but the task counter. */
+#include "gemm.h"
+
+#include <omp.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+enum {
+    PANEL = CUMOE_CPU_GEMM_COLUMNS,
+    BLOCK_ROWS = 588, /* a multiple of every MR */
+    BLOCK_DEPTH_BYTES = 2048,
+    PACK_COPY_DEPTH = 4,         /* depths that a copying pack takes along at a time */
+    TRANSPOSE_AHEAD = 2,         /* cache lines of every line that a transposing pack asks for early */
+    COPY_AHEAD = 16,             /* depths that a copying pack asks for early */
+    TASKS_PER_THREAD = 8,        /* that many, if columns allow, so that threads end together */
+    SERIAL_MULTIPLY_ADDS = 65536 /* below, waking threads costs more than it brings */
+};
+
+static inline int64_t min64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline int64_t max64(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+static inline int64_t ceil_div(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+typedef enum pack_form {
+    FORM_TRANSPOSE, /* lines contiguous along the depth */
+    FORM_COPY,      /* neighbouring lines contiguous at every depth */
+    FORM_STRIDED,   /* anything else, element by element */
+} pack_form_t;
+
+typedef struct pack {
+    const cumoe_cpu_factor_t *factor;
+    pack_form_t form;
+    int64_t group;
+    int64_t line, lines;   /* before line_index */
+    int64_t depth, depths; /* before depth_index */
+    void *to;              /* [strips][depths, width] */
+} pack_t;
+
+typedef struct block {
+    const void *a;                  /* packed */
+    const void *b;                  /* packed */
+    void *c;                        /* [rows, cols] */
+    int64_t rows, cols, depth;      /* cols <= PANEL */
+    int64_t row_stride, col_stride; /* of c */
+    bool accumulate;
+    const pack_t *next; /* what will be packed after this block, NULL = nothing */
+} block_t;
+
+/* Ask the second-level cache for one of so many shares of what will be packed next: behind the products, memory
+ * costs nothing. */
+static inline void prefetch_share(const pack_t *p, int64_t element, int64_t share, int64_t shares)
+{
+    if (!p || p->form == FORM_STRIDED) return;
+    const cumoe_cpu_factor_t *f = p->factor;
+    const bool lines = p->form == FORM_TRANSPOSE; /* contiguous runs are lines, else depths */
+    const int64_t first = lines ? p->line : p->depth, count = lines ? p->lines : p->depths;
+    const int64_t stride = lines ? f->line_stride : f->depth_stride;
+    const int64_t run = element * (lines ? p->depths : p->lines);
+    const int32_t *index = lines ? f->line_index : f->depth_index;
+    const char *data = (const char *)f->data + element * (p->group * f->group_stride + (lines ? p->depth : p->line));
+    for (int64_t i = first + share * count / shares; i < first + (share + 1) * count / shares; i++) {
+        const char *from = data + element * stride * (index ? index[i] : i);
+        for (int64_t byte = 0; byte < run; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+    }
+}
+
+/* What an instruction set offers for a type. */
+typedef struct kernel {
+    int64_t element; /* bytes */
+    int64_t mr;
+    void (*pack_a)(const pack_t *);
+    void (*pack_b)(const pack_t *);
+    void (*block)(const block_t *);
+} kernel_t;
+
+#define SCALAR       float
+#define VECTOR_BYTES 16
+#define MR           4
+#define NAME(x)      x##_f32_portable
+#define TARGET
+#include "gemm_kernel.h"
+
+#define SCALAR       double
+#define VECTOR_BYTES 16
+#define MR           4
+#define NAME(x)      x##_f64_portable
+#define TARGET
+#include "gemm_kernel.h"
+
+#ifdef __x86_64__
+#define SCALAR       float
+#define VECTOR_BYTES 32
+#define MR           6
+#define NAME(x)      x##_f32_avx2
+#define TARGET       __attribute__((target("avx2,fma")))
+#include "gemm_kernel.h"
+
+#define SCALAR       double
+#define VECTOR_BYTES 32
+#define MR           6
+#define NAME(x)      x##_f64_avx2
+#define TARGET       __attribute__((target("avx2,fma")))
+#include "gemm_kernel.h"
+
+#define SCALAR       float
+#define VECTOR_BYTES 64
+#define MR           14
+#define NAME(x)      x##_f32_avx512
+#define TARGET       __attribute__((target("avx512f,fma")))
+#include "gemm_kernel.h"
+
+#define SCALAR       double
+#define VECTOR_BYTES 64
+#define MR           14
+#define NAME(x)      x##_f64_avx512
+#define TARGET       __attribute__((target("avx512f,fma")))
+#include "gemm_kernel.h"
+#endif
+
+/* NULL where the machine lacks the instructions. */
+static const kernel_t *find_kernel(cumoe_cpu_isa_t isa, bool f64)
+{
+    switch (isa) {
+    case CUMOE_CPU_ISA_PORTABLE:
+        return f64 ? &kernel_f64_portable : &kernel_f32_portable;
+#ifdef __x86_64__
+    case CUMOE_CPU_ISA_AVX2:
+        if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return NULL;
+        return f64 ? &kernel_f64_avx2 : &kernel_f32_avx2;
+    case CUMOE_CPU_ISA_AVX512:
+        if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("fma")) return NULL;
+        return f64 ? &kernel_f64_avx512 : &kernel_f32_avx512;
+#endif
+    default:
+        return NULL;
+    }
+}
+
+static cumoe_cpu_isa_t best_isa(void)
+{
+    if (find_kernel(CUMOE_CPU_ISA_AVX512, false)) return CUMOE_CPU_ISA_AVX512;
+    if (find_kernel(CUMOE_CPU_ISA_AVX2, false)) return CUMOE_CPU_ISA_AVX2;
+    return CUMOE_CPU_ISA_PORTABLE;
+}
+
+const char *cumoe__cpu_gemm_isa(void)
+{
+    static const char *const name[] = {"portable", "avx2", "avx512"};
+    return name[best_isa()];
+}
+
+/* A product with everything that all its tasks share. */
+typedef struct plan {
+    const cumoe_cpu_gemm_t *gemm;
+    const kernel_t *kernel;
+    pack_form_t form_a, form_b[2];
+    int64_t panels;     /* of all columns */
+    int64_t col_ranges; /* panels are cut into so many tasks */
+    int64_t block_depth;
+} plan_t;
+
+typedef struct task {
+    int64_t group;
+    int64_t row, rows;     /* of the group */
+    int64_t depth, depths; /* before the indices; depth counts over all groups with RAGGED_DEPTH */
+    int64_t col, col_end;
+} task_t;
+
+static int64_t group_rows(const cumoe_cpu_gemm_t *gemm, int64_t group)
+{
+    if (gemm->ragged != CUMOE_CPU_RAGGED_ROWS) return gemm->m;
+    return (int64_t)gemm->offset[group + 1] - gemm->offset[group];
+}
+
+static int64_t group_depth(const cumoe_cpu_gemm_t *gemm, int64_t group)
+{
+    if (gemm->ragged != CUMOE_CPU_RAGGED_DEPTH) return gemm->k;
+    return (int64_t)gemm->offset[group + 1] - gemm->offset[group];
+}
+
+static int64_t row_blocks(const cumoe_cpu_gemm_t *gemm, int64_t group)
+{
+    return ceil_div(group_rows(gemm, group), BLOCK_ROWS);
+}
+
+/* A thread's place in the list of tasks. It only moves forward, so that all tasks together cost one walk over
+ * the groups, however many of them are empty. */
+typedef struct cursor {
+    int64_t group, first_task;
+} cursor_t;
+
+static bool find_task(const plan_t *plan, cursor_t *cursor, int64_t number, task_t *task)
+{
+    const cumoe_cpu_gemm_t *gemm = plan->gemm;
+    int64_t blocks = 0;
+    for (; cursor->group < gemm->groups; cursor->group++) {
+        blocks = row_blocks(gemm, cursor->group);
+        if (number < cursor->first_task + blocks * plan->col_ranges) break;
+        cursor->first_task += blocks * plan->col_ranges;
+    }
+    if (cursor->group == gemm->groups) return false;
+
+    /* Blocks of nearly the same number of whole tiles. */
+    const int64_t mr = plan->kernel->mr, rows = group_rows(gemm, cursor->group), tiles = ceil_div(rows, mr);
+    const int64_t block = (number - cursor->first_task) / plan->col_ranges;
+    const int64_t range = (number - cursor->first_task) % plan->col_ranges;
+    const bool ragged_depth = gemm->ragged == CUMOE_CPU_RAGGED_DEPTH;
+    task->group = cursor->group;
+    task->row = block * tiles / blocks * mr;
+    task->rows = min64((block + 1) * tiles / blocks * mr, rows) - task->row;
+    task->depth = ragged_depth ? gemm->offset[cursor->group] : 0;
+    task->depths = group_depth(gemm, cursor->group);
+    task->col = range * plan->panels / plan->col_ranges * PANEL;
+    task->col_end = min64((range + 1) * plan->panels / plan->col_ranges * PANEL, gemm->n);
+    return true;
+}
+
+static pack_form_t choose_form(const cumoe_cpu_factor_t *f)
+{
+    if (f->depth_stride == 1 && !f->depth_index) return FORM_TRANSPOSE;
+    if (f->line_stride == 1 && !f->line_index) return FORM_COPY;
+    return FORM_STRIDED;
+}
+
+/* The panel of a part that starts at a column; lines = 0 behind the last one. */
+static pack_t panel_of(const plan_t *plan, const task_t *task, int part, int64_t col, void *to)
+{
+    return (pack_t){.factor = &plan->gemm->b[part],
+                    .form = plan->form_b[part],
+                    .group = task->group,
+                    .line = col,
+                    .lines = max64(0, min64(PANEL, task->col_end - col)),
+                    .depth = task->depth,
+                    .depths = task->depths,
+                    .to = to};
+}
+
+/* One block of the depth; the last one finishes C. */
+static void run_depth(const plan_t *plan, const task_t *task, bool first, bool last, void *scratch)
+{
+    const cumoe_cpu_gemm_t *gemm = plan->gemm;
+    const int64_t row = task->row + (gemm->ragged == CUMOE_CPU_RAGGED_ROWS ? gemm->offset[task->group] : 0);
+    void *packed_b = (char *)scratch + BLOCK_ROWS * BLOCK_DEPTH_BYTES;
+    const pack_t rows = {.factor = &gemm->a,
+                         .form = plan->form_a,
+                         .group = task->group,
+                         .line = row,
+                         .lines = task->rows,
+                         .depth = task->depth,
+                         .depths = task->depths,
+                         .to = scratch};
+    plan->kernel->pack_a(&rows);
+    pack_t panel = panel_of(plan, task, 0, task->col, packed_b);
+    for (int64_t col = task->col; col < task->col_end; col += PANEL) {
+        const int64_t cols = panel.lines;
+        for (int part = 0; part < gemm->parts; part++) {
+            const bool last_part = part == gemm->parts - 1;
+            const pack_t next = panel_of(plan, task, last_part ? 0 : part + 1, last_part ? col + PANEL : col, packed_b);
+            const int64_t c = task->group * gemm->c_group_stride + row * gemm->c_row_stride + col * gemm->c_col_stride;
+            const block_t block = {.a = scratch,
+                                   .b = packed_b,
+                                   .c = (char *)gemm->c[part] + plan->kernel->element * c,
+                                   .rows = task->rows,
+                                   .cols = cols,
+                                   .depth = task->depths,
+                                   .row_stride = gemm->c_row_stride,
+                                   .col_stride = gemm->c_col_stride,
+                                   .accumulate = !first || gemm->add,
+                                   .next = &next};
+            plan->kernel->pack_b(&panel);
+            plan->kernel->block(&block);
+            panel = next;
+        }
+        if (last && gemm->epilogue) gemm->epilogue(gemm->context, task->group, row, task->rows, col, cols);
+    }
+}
+
+static void run_task(const plan_t *plan, const task_t *task, void *scratch)
+{
+    const int64_t blocks = max64(1, ceil_div(task->depths, plan->block_depth));
+    for (int64_t i = 0; i < blocks; i++) {
+        const int64_t begin = i * task->depths / blocks, end = (i + 1) * task->depths / blocks;
+        task_t part = *task;
+        part.depth += begin;
+        part.depths = end - begin;
+        run_depth(plan, &part, i == 0, i == blocks - 1, scratch);
+    }
+}
+
+enum { SCRATCH = (BLOCK_ROWS + PANEL) * BLOCK_DEPTH_BYTES };
+
+size_t cumoe__cpu_gemm_workspace(int threads)
+{
+    return (size_t)threads * SCRATCH;
+}
+
+bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int threads, void *workspace)
+{
+    const kernel_t *kernel = find_kernel(isa, gemm->a.dtype == CUMOE_F64);
+    if (!kernel) return false;
+
+    int64_t tasks = 0;
+    for (int64_t g = 0; g < gemm->groups; g++) tasks += row_blocks(gemm, g);
+    if (tasks == 0 || gemm->n <= 0) return true;
+    plan_t plan = {.gemm = gemm,
+                   .kernel = kernel,
+                   .form_a = choose_form(&gemm->a),
+                   .form_b = {choose_form(&gemm->b[0]), choose_form(&gemm->b[1])},
+                   .panels = ceil_div(gemm->n, PANEL),
+                   .col_ranges = 1,
+                   .block_depth = BLOCK_DEPTH_BYTES / kernel->element};
+    if (threads > 1) plan.col_ranges = min64(plan.panels, ceil_div((int64_t)threads * TASKS_PER_THREAD, tasks));
+
+    _Atomic int64_t next = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        void *scratch = (char *)workspace + (size_t)omp_get_thread_num() * SCRATCH;
+        cursor_t cursor = {0, 0};
+        task_t task;
+        while (find_task(&plan, &cursor, atomic_fetch_add_explicit(&next, 1, memory_order_relaxed), &task)) {
+            run_task(&plan, &task, scratch);
+        }
+    }
+    return true;
+}
+
+void cumoe__cpu_gemm(const cumoe_cpu_gemm_t *gemm, int threads, void *workspace)
+{
+    (void)cumoe__cpu_gemm_with(best_isa(), gemm, threads, workspace);
+}

@@ -1,0 +1,136 @@
+/* The micro-kernel, a template: gemm.c includes this once per type and instruction set, with
+ *
+ *   SCALAR        float or double
+ *   VECTOR_BYTES  of a vector register
+ *   MR            rows of a tile; its columns are NR, two vectors
+ *   NAME(x)       x with the suffix of this instance
+ *   TARGET        the attribute that lets the compiler use the instructions
+ *
+ * A tile of MR x NR sums stays in registers over the whole depth: every step loads two vectors of B and broadcasts
+ * MR elements of A. Tiles with fewer rows are the same code with a smaller constant, so that no tile computes rows
+ * that nobody wants, and the chain of fma of an element is the same in all of them. */
+
+#define LANES ((int)(VECTOR_BYTES / sizeof(SCALAR)))
+#define NR    (2 * LANES)
+
+#include "gemm_pack.h"
+
+typedef SCALAR NAME(vector) __attribute__((vector_size(VECTOR_BYTES)));
+typedef SCALAR NAME(loose_vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(SCALAR)), may_alias));
+
+/* c[rows, NR] = (accumulate ? c : 0) + a b,  a [depth, rows], b [depth, NR]. */
+TARGET ALWAYS_INLINE void NAME(tile)(const int rows, int64_t depth, const SCALAR *restrict a,
+                                     const SCALAR *restrict b, SCALAR *restrict c, int64_t c_stride,
+                                     bool accumulate)
+{
+    NAME(vector) sum[MR][2];
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (NAME(vector)){0};
+    if (accumulate) {
+#pragma GCC unroll 14
+        for (int i = 0; i < rows; i++) {
+            sum[i][0] = *(const NAME(loose_vector) *)(c + i * c_stride);
+            sum[i][1] = *(const NAME(loose_vector) *)(c + i * c_stride + LANES);
+        }
+    }
+    for (int64_t k = 0; k < depth; k++) {
+        const NAME(vector) b0 = *(const NAME(vector) *)(b + k * NR);
+        const NAME(vector) b1 = *(const NAME(vector) *)(b + k * NR + LANES);
+#pragma GCC unroll 14
+        for (int i = 0; i < rows; i++) {
+            const NAME(vector) ai = a[k * rows + i] - (NAME(vector)){0}; /* broadcast */
+            sum[i][0] += ai * b0;
+            sum[i][1] += ai * b1;
+        }
+    }
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++) {
+        *(NAME(loose_vector) *)(c + i * c_stride) = sum[i][0];
+        *(NAME(loose_vector) *)(c + i * c_stride + LANES) = sum[i][1];
+    }
+}
+
+#define TILE(rows)                                                                                                 \
+    TARGET static void NAME(tile_##rows)(int64_t depth, const SCALAR *a, const SCALAR *b, SCALAR *c,               \
+                                         int64_t c_stride, bool accumulate)                                        \
+    {                                                                                                              \
+        NAME(tile)(rows, depth, a, b, c, c_stride, accumulate);                                                    \
+    }
+TILE(1)
+TILE(2)
+TILE(3)
+TILE(4)
+#if MR > 4
+TILE(5)
+TILE(6)
+#endif
+#if MR > 6
+TILE(7)
+TILE(8)
+TILE(9)
+TILE(10)
+TILE(11)
+TILE(12)
+TILE(13)
+TILE(14)
+#endif
+#undef TILE
+
+static void (*const NAME(tiles)[MR])(int64_t, const SCALAR *, const SCALAR *, SCALAR *, int64_t, bool) = {
+    NAME(tile_1),  NAME(tile_2),  NAME(tile_3),  NAME(tile_4),
+#if MR > 4
+    NAME(tile_5),  NAME(tile_6),
+#endif
+#if MR > 6
+    NAME(tile_7),  NAME(tile_8),  NAME(tile_9),  NAME(tile_10),
+    NAME(tile_11), NAME(tile_12), NAME(tile_13), NAME(tile_14),
+#endif
+};
+
+/* A tile that is narrower than NR or whose columns are apart: computed aside. */
+TARGET static void NAME(rim_tile)(const block_t *block, int rows, int64_t cols, const SCALAR *a, const SCALAR *b,
+                                  SCALAR *c)
+{
+    SCALAR aside[MR * NR] = {0};
+    if (block->accumulate) {
+        for (int i = 0; i < rows; i++) {
+            for (int64_t j = 0; j < cols; j++) aside[i * NR + j] = c[i * block->row_stride + j * block->col_stride];
+        }
+    }
+    NAME(tiles)[rows - 1](block->depth, a, b, aside, NR, block->accumulate);
+    for (int i = 0; i < rows; i++) {
+        for (int64_t j = 0; j < cols; j++) c[i * block->row_stride + j * block->col_stride] = aside[i * NR + j];
+    }
+}
+
+/* One packed block of A times one packed panel of B. */
+TARGET static void NAME(block)(const block_t *block)
+{
+    const int64_t strips = ceil_div(block->rows, MR), tiles = strips * ceil_div(block->cols, NR);
+    int64_t tile = 0;
+    for (int64_t j = 0; j < block->cols; j += NR) {
+        const int64_t cols = min64(NR, block->cols - j);
+        const SCALAR *b = (const SCALAR *)block->b + j * block->depth;
+        for (int64_t i = 0; i < block->rows; i += MR) {
+            const int rows = (int)min64(MR, block->rows - i);
+            const SCALAR *a = (const SCALAR *)block->a + i * block->depth;
+            SCALAR *c = (SCALAR *)block->c + i * block->row_stride + j * block->col_stride;
+            prefetch_share(block->next, sizeof(SCALAR), tile++, tiles);
+            if (cols == NR && block->col_stride == 1) {
+                NAME(tiles)[rows - 1](block->depth, a, b, c, block->row_stride, block->accumulate);
+            } else {
+                NAME(rim_tile)(block, rows, cols, a, b, c);
+            }
+        }
+    }
+}
+
+static const kernel_t NAME(kernel) = {sizeof(SCALAR), MR, NAME(pack_a), NAME(pack_b), NAME(block)};
+
+#undef LANES
+#undef NR
+#undef SCALAR
+#undef VECTOR_BYTES
+#undef MR
+#undef NAME
+#undef TARGET

@@ -1,0 +1,48 @@
+#include "host/kinds.h"
+#include "host/layout.h"
+
+#include <stdlib.h>
+
+cumoe_status_t cumoe_layer_create(cumoe_layer_t **layer, const cumoe_handle_t *handle, const cumoe_config_t *config)
+{
+    const char *function = "cumoe_layer_create";
+    CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but the result needs a place", function);
+    CUMOE_REQUIRE(handle, INVALID_ARGUMENT, "%s: handle = NULL, but must come from cumoe_handle_create()",
+                  function);
+    cumoe_config_t read;
+    CUMOE_TRY(cumoe__config_read(function, config, &read));
+    CUMOE_REQUIRE(!read.ep, UNSUPPORTED_CONFIG,
+                  "%s: config.ep (expert parallelism) is not in this version: must be NULL", function);
+    CUMOE_TRY(handle->ops->supports(handle->device, &read));
+
+    cumoe_layer_t *made = malloc(sizeof *made);
+    CUMOE_REQUIRE(made, OUT_OF_MEMORY, "%s: no host memory for the layer", function);
+    *made = (cumoe_layer_t){.handle = handle, .context = {.config = read, .device = handle->device}};
+    *layer = made;
+    return CUMOE_SUCCESS;
+}
+
+void cumoe_layer_destroy(cumoe_layer_t *layer)
+{
+    free(layer);
+}
+
+cumoe_status_t cumoe_layer_buffer_sizes(const cumoe_layer_t *layer, int64_t num_tokens, size_t *workspace_size,
+                                        size_t *saved_size)
+{
+    const char *function = "cumoe_layer_buffer_sizes";
+    CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
+    CUMOE_REQUIRE(workspace_size, INVALID_ARGUMENT, "%s: workspace_size = NULL, but the result needs a place",
+                  function);
+    CUMOE_TRY(cumoe__check_tokens(function, layer, num_tokens));
+    if (!saved_size) {
+        *workspace_size = cumoe__layout(layer, CUMOE_PASS_INFERENCE, num_tokens, NULL, NULL).workspace_size;
+        return CUMOE_SUCCESS;
+    }
+    const cumoe_layout_t forward = cumoe__layout(layer, CUMOE_PASS_FORWARD, num_tokens, NULL, NULL);
+    const cumoe_layout_t backward = cumoe__layout(layer, CUMOE_PASS_BACKWARD, num_tokens, NULL, NULL);
+    *workspace_size =
+        forward.workspace_size > backward.workspace_size ? forward.workspace_size : backward.workspace_size;
+    *saved_size = forward.saved_size;
+    return CUMOE_SUCCESS;
+}

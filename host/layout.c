@@ -1,0 +1,84 @@
+#include "host/layout.h"
+#include "host/kinds.h"
+
+/* A buffer that is handed out from its beginning; base 0 only counts. */
+typedef struct {
+    uintptr_t base;
+    size_t used;
+} arena_t;
+
+enum { ALIGNMENT = 64 };
+
+static void *take(arena_t *arena, size_t size)
+{
+    const size_t begin = (arena->used + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    arena->used = begin + size;
+    return (void *)(arena->base + begin);
+}
+
+static void place_routing(arena_t *arena, const cumoe_config_t *config, int64_t T, cumoe_layout_t *layout)
+{
+    const size_t slots = (size_t)T * (size_t)config->top_k, E = (size_t)config->num_experts;
+    layout->routing = (cumoe_routing_t){
+        .call = take(arena, sizeof(cumoe_call_t)),
+        .expert = take(arena, slots * sizeof(int32_t)),
+        .weight = take(arena, slots * cumoe__dtype_size(cumoe__gate_dtype(config))),
+        .importance = take(arena, E * sizeof(int64_t)),
+        .load = take(arena, E * sizeof(int64_t)),
+    };
+    layout->rows = (cumoe_rows_t){
+        .offset = take(arena, (E + 1) * sizeof(int32_t)),
+        .row_token = take(arena, slots * sizeof(int32_t)),
+        .row_slot = take(arena, slots * sizeof(int32_t)),
+        .slot_row = take(arena, slots * sizeof(int32_t)),
+    };
+}
+
+static size_t stage_scratch(const cumoe_layer_t *layer, cumoe_pass_t pass, int64_t num_tokens)
+{
+    const cumoe_stage_t first = pass == CUMOE_PASS_BACKWARD ? CUMOE_STAGE_UP : CUMOE_STAGE_GATE;
+    const cumoe_stage_t last = pass == CUMOE_PASS_BACKWARD ? CUMOE_STAGE_PERMUTE_BACKWARD : CUMOE_STAGE_COMBINE;
+    size_t most = 0;
+    for (cumoe_stage_t stage = first; stage <= last; stage++) {
+        const size_t size = layer->handle->ops->workspace_size(&layer->context, stage, num_tokens);
+        if (size > most) most = size;
+    }
+    return most;
+}
+
+cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int64_t num_tokens, void *workspace,
+                             const void *saved)
+{
+    const cumoe_config_t *config = &layer->context.config;
+    const size_t token = cumoe__dtype_size(config->dtype), gate = cumoe__dtype_size(cumoe__gate_dtype(config));
+    const size_t T = (size_t)num_tokens, R = T * (size_t)config->top_k, H = (size_t)config->hidden_size;
+    const size_t z_size = R * (size_t)cumoe__z_width(config) * token;
+    const bool glu = cumoe__is_glu(config->activation);
+
+    /* Offsets in saved count from its first byte, so that a copy of it means the same. Those in workspace count
+     * from an aligned byte inside, for which the size has room. */
+    arena_t scratch = {((uintptr_t)workspace + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, ALIGNMENT};
+    if (workspace) scratch.used = 0;
+    arena_t kept = {(uintptr_t)saved, 0};
+    arena_t *routing = pass == CUMOE_PASS_INFERENCE ? &scratch : &kept;
+
+    cumoe_layout_t layout = {0};
+    place_routing(routing, config, num_tokens, &layout);
+    const bool z_is_kept = pass != CUMOE_PASS_INFERENCE && !config->recompute;
+    layout.z = take(z_is_kept ? &kept : &scratch, z_size);
+    if (pass == CUMOE_PASS_BACKWARD) {
+        layout.backward.dz = take(&scratch, z_size);
+        layout.backward.drows = take(&scratch, R * H * token);
+        layout.backward.dweight = take(&scratch, R * gate);
+        layout.backward.dx_gate = take(&scratch, T * H * gate);
+    } else {
+        const bool in_place = !z_is_kept && !glu;
+        layout.forward.hidden = in_place ? layout.z : take(&scratch, R * (size_t)config->intermediate_size * token);
+        layout.forward.output = take(&scratch, R * H * token);
+    }
+    layout.stage_size = stage_scratch(layer, pass, num_tokens);
+    layout.stage = take(&scratch, layout.stage_size);
+    layout.workspace_size = scratch.used;
+    layout.saved_size = kept.used;
+    return layout;
+}

@@ -1,0 +1,50 @@
+/* The two objects behind the interface, and the rules that several files of host/ share. */
+#ifndef CUMOE_OBJECTS_H
+#define CUMOE_OBJECTS_H
+
+#include "host/backend.h"
+#include "host/error.h"
+
+#include <stdbool.h>
+
+struct cumoe_handle {
+    const cumoe_backend_ops_t *ops;
+    cumoe_backend_t backend;
+    void *device;
+    char description[96];
+};
+
+struct cumoe_layer {
+    const cumoe_handle_t *handle;
+    cumoe_context_t context;
+};
+
+/* config.c: copy and check a caller's config; function names the public call in sentences. */
+cumoe_status_t cumoe__config_read(const char *function, const cumoe_config_t *theirs, cumoe_config_t *ours);
+
+/* config.c: copy a size-tagged struct of another version: a shorter one is filled up with what ours holds already,
+ * a longer one accepted if the rest is zero. Both begin with size_t struct_size. */
+cumoe_status_t cumoe__struct_read(const char *function, const char *name, const void *theirs, size_t first_size,
+                                  void *ours, size_t our_size);
+
+/* tensors.c: rules about sizes and pointers of the arrays of a layer. */
+cumoe_status_t cumoe__check_tokens(const char *function, const cumoe_layer_t *layer, int64_t num_tokens);
+cumoe_status_t cumoe__check_array(const char *function, const char *name, const void *ptr, size_t alignment,
+                                  bool required);
+cumoe_status_t cumoe__check_stride(const char *function, const char *name, int64_t *stride, int64_t width);
+cumoe_status_t cumoe__check_stream(const char *function, const cumoe_handle_t *handle, cumoe_stream_t stream);
+cumoe_status_t cumoe__check_buffer(const char *function, const char *name, const void *ptr, size_t size,
+                                   size_t needed, int64_t num_tokens);
+cumoe_status_t cumoe__check_noise_name(const char *function, int64_t first_token);
+/* EXTERNAL: fills in the defaults. */
+cumoe_status_t cumoe__check_index_types(const char *function, const cumoe_config_t *config, cumoe_dtype_t *index,
+                                        cumoe_dtype_t *weight);
+bool cumoe__overlap(const void *a, int64_t a_stride, const void *b, int64_t b_stride, int64_t rows, int64_t width,
+                    size_t element);
+
+/* weights.c: copy and check a caller's weights (all arrays required) or gradients (any may be NULL); strides and
+ * types of the copy are resolved. */
+cumoe_status_t cumoe__weights_read(const char *function, const char *name, const cumoe_layer_t *layer,
+                                   const cumoe_weights_t *theirs, bool gradients, cumoe_weights_t *ours);
+
+#endif

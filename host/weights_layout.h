@@ -1,0 +1,43 @@
+/* Where the element (expert, row, column) of an expert matrix stands, whatever the layout: the one routine that
+ * knows strides and the placement of glu. */
+#ifndef CUMOE_WEIGHTS_LAYOUT_H
+#define CUMOE_WEIGHTS_LAYOUT_H
+
+#include "host/kinds.h"
+
+#include <cumoe/weights.h>
+
+/* Element (e, row, col) stands at data + e * expert_stride + row * row_stride + col * col_stride. */
+typedef struct cumoe_matrix {
+    void *data; /* NULL = not wanted (gradients) */
+    cumoe_dtype_t dtype;
+    int64_t expert_stride, row_stride, col_stride;
+} cumoe_matrix_t;
+
+/* w_down [E, H, I]. Strides of weights are resolved. */
+static inline cumoe_matrix_t cumoe__matrix_down(const cumoe_weights_t *w)
+{
+    return (cumoe_matrix_t){w->w_down, w->dtype, w->down_expert_stride, w->down_row_stride, w->down_col_stride};
+}
+
+/* w_up [E, I, H], or the glu half [E, I, H]. */
+static inline cumoe_matrix_t cumoe__matrix_up(const cumoe_weights_t *w, const cumoe_config_t *config, bool glu)
+{
+    cumoe_matrix_t m = {w->w_up, w->dtype, w->up_expert_stride, w->up_row_stride, w->up_col_stride};
+    if (w->glu == CUMOE_GLU_SEPARATE) {
+        if (glu) m.data = w->w_glu;
+        return m;
+    }
+    if (!m.data) return m;
+    int64_t first_row = 0;
+    if (w->glu == CUMOE_GLU_INTERLEAVED) {
+        first_row = glu ? 0 : 1;
+        m.row_stride *= 2;
+    } else if (glu != (w->glu == CUMOE_GLU_FIRST)) {
+        first_row = config->intermediate_size;
+    }
+    m.data = (char *)m.data + (size_t)(first_row * w->up_row_stride) * cumoe__dtype_size(w->dtype);
+    return m;
+}
+
+#endif

@@ -1,0 +1,19 @@
+/* cumoe: the Sparsely-Gated Mixture-of-Experts layer (Shazeer et al., 2017, arXiv 1701.06538).
+ *
+ * Read in this order:
+ *   status.h     what calls answer                types.h      letters, types, kinds
+ *   handle.h     a device, its memory, streams    config.h     what a layer computes
+ *   weights.h    parameters and gradients         layer.h      forward and backward
+ *   optimizer.h  a step over the parameters       stages.h     the second rung: single stages
+ *
+ * handle (one device) -> layer (immutable, shared) -> calls (everything else in one struct, stream last).
+ * A first program: examples/forward.c. */
+#ifndef CUMOE_H
+#define CUMOE_H
+
+#include <cumoe/handle.h>
+#include <cumoe/layer.h>
+#include <cumoe/optimizer.h>
+#include <cumoe/stages.h>
+
+#endif

@@ -1,0 +1,144 @@
+/* The whole layer: y = sum over the chosen experts e of weight[e] * expert_e(x), forward and backward.
+ *
+ * A layer holds the configuration and the choice of kernels, no weights and no state: it does not change
+ * after creation, and any number of threads and streams may share it, each with its own buffers. */
+#ifndef CUMOE_LAYER_H
+#define CUMOE_LAYER_H
+
+#include <cumoe/weights.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Check a configuration and choose kernels for it.
+ *
+ * layer   out: unchanged on failure
+ * handle  must outlive the layer
+ * config  copied
+ *
+ * CUMOE_INVALID_ARGUMENT    a pointer is NULL or a field out of its range; the sentence names it
+ * CUMOE_UNSUPPORTED_CONFIG  valid, but this kind, type or activation has no kernel yet; the sentence names it
+ * CUMOE_OUT_OF_MEMORY       host memory
+ *
+ * Allocates: host memory.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_create(cumoe_layer_t **layer, const cumoe_handle_t *handle,
+                                                            const cumoe_config_t *config);
+
+/* NULL is ignored. Weights of the layer must be gone.
+ *
+ * Allocates: no.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
+CUMOE_API void cumoe_layer_destroy(cumoe_layer_t *layer);
+
+/* The bytes of the two buffers that the caller owns: workspace, free again when the stream has passed a call,
+ * and saved, which goes unchanged from a forward to its backward (it holds no pointers: copy or offload it as
+ * you like). Both grow with num_tokens, so one question for the largest T serves all smaller ones.
+ *
+ * num_tokens      T >= 0, T * K < 2^31 (SOFTMAX: T * E)
+ * workspace_size  out: enough for forward and backward; for forward without saved if saved_size is NULL
+ * saved_size      out, or NULL
+ *
+ * CUMOE_INVALID_ARGUMENT  layer or workspace_size is NULL, num_tokens out of range
+ *
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_buffer_sizes(const cumoe_layer_t *layer, int64_t num_tokens,
+                                                                  size_t *workspace_size, size_t *saved_size);
+
+typedef struct cumoe_forward_args {
+    size_t struct_size;             /* sizeof(cumoe_forward_args_t) */
+    int64_t num_tokens;             /* T >= 0 */
+    const cumoe_weights_t *weights; /* in */
+    const void *x;                  /* in   [T, H] */
+    int64_t x_stride;               /* >= H; 0 = H */
+    void *y;                        /* out  [T, H]; may not overlap x */
+    int64_t y_stride;               /* >= H; 0 = H */
+    const uint8_t *token_mask;      /* in   [T], any alignment: 0 = padding, not routed, in no loss, y = 0;
+                                       NULL = no padding */
+    int32_t training;               /* 1: noise on, smooth loads; 0: noise off, load = rows per expert */
+    uint64_t seed;                  /* see cumoe_call_t */
+    uint64_t offset;
+    int64_t first_token;
+    const cumoe_call_t *call; /* in, device: replaces seed, offset, first_token and T; NULL = those above
+                                 and all T tokens live; 8-byte aligned */
+
+    const void *index;                /* in   [T, K] EXTERNAL: an expert, or outside 0..E-1 for "none"; one
+                                         expert may come twice */
+    cumoe_dtype_t index_dtype;        /* I32 (default) or I64 */
+    const void *index_weight;         /* in   [T, K] EXTERNAL: any numbers */
+    cumoe_dtype_t index_weight_dtype; /* F32 (default; F64 with F64) or config.dtype */
+
+    /* Optional outputs, NULL = not wanted. "Gate type" is F32, or F64 when config.dtype is F64. */
+    int32_t *chosen_expert;         /* out  [T, K] by descending weight (SOFTMAX: expert j in slot
+                                       j; EXTERNAL: as given); -1 = none */
+    void *chosen_weight;            /* out  [T, K] gate type; 0 where none */
+    int32_t *expert_count;          /* out  [E] rows per expert */
+    void *importance;               /* out  [E] sum of gate values (eq. 6), gate type; EXTERNAL: 0 */
+    void *load;                     /* out  [E] gate type: smooth load (eq. 10) of noisy kinds in training, else
+                                       rows per expert, which carry no gradient */
+    void *losses;                   /* out  [CUMOE_NUM_LOSSES] unweighted, gate type; 0 for a loss that the gate
+                                       kind does not have */
+    cumoe_statistics_t *statistics; /* out  [1], 8-byte aligned */
+
+    void *workspace; /* scratch */
+    size_t workspace_size;
+    void *saved; /* out, for backward; NULL = no backward follows */
+    size_t saved_size;
+} cumoe_forward_args_t;
+
+/* Compute y, and what is asked for beside it. Enqueued on the stream; the outputs are ready when the stream
+ * reaches this point. args is read before the call returns, the memory behind it until the stream has passed.
+ *
+ * stream  any stream of the handle's device, NULL = the default stream; NULL on the CPU
+ *
+ * CUMOE_INVALID_ARGUMENT  a required pointer is NULL or misaligned, a number out of range, x and y overlap
+ * CUMOE_BUFFER_TOO_SMALL  workspace_size or saved_size is below cumoe_layer_buffer_sizes()
+ * CUMOE_CUDA_ERROR        a launch failed
+ *
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, with distinct buffers. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_forward(const cumoe_layer_t *layer,
+                                                             const cumoe_forward_args_t *args,
+                                                             cumoe_stream_t stream);
+
+typedef enum cumoe_gradient_mode {
+    CUMOE_GRADIENT_WRITE = 0, /* overwrite; zeros for an expert without rows */
+    CUMOE_GRADIENT_ADD = 1    /* add to what is there; an expert without rows is left alone */
+} cumoe_gradient_mode_t;
+
+typedef struct cumoe_backward_args {
+    size_t struct_size;               /* sizeof(cumoe_backward_args_t) */
+    int64_t num_tokens;               /* T of the forward call */
+    const cumoe_weights_t *weights;   /* in   unchanged since forward */
+    const void *x;                    /* in   [T, H] unchanged since forward */
+    int64_t x_stride;                 /* >= H; 0 = H */
+    const void *dy;                   /* in   [T, H] gradient of the task loss (of the sum over all ranks) */
+    int64_t dy_stride;                /* >= H; 0 = H */
+    const uint8_t *token_mask;        /* in   [T] that of the forward call */
+    int32_t training;                 /* that of the forward call */
+    const void *loss_gradient;        /* in   [CUMOE_NUM_LOSSES] gate type: upstream gradients; NULL =
+                                         config.loss_weight */
+    void *dx;                         /* out  [T, H], overwritten in either mode; NULL = not wanted */
+    int64_t dx_stride;                /* >= H; 0 = H */
+    void *dindex_weight;              /* out  [T, K] EXTERNAL, gate type: gradient of index_weight, 0 where not
+                                         routed; NULL = not wanted */
+    const cumoe_weights_t *gradients; /* out  arrays with NULL pointers are not wanted; NULL = none. Layout and type
+                                         are its own */
+    cumoe_gradient_mode_t gradient_mode;
+    void *workspace; /* scratch */
+    size_t workspace_size;
+    const void *saved; /* in   from the forward call; seed, offset and live tokens are read there */
+    size_t saved_size;
+} cumoe_backward_args_t;
+
+/* Compute the gradients of  <dy, y> + sum over losses l of loss_gradient[l] * losses[l].
+ *
+ * stream and statuses as cumoe_layer_forward(). A saved buffer may be used by several backward calls.
+ *
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, with distinct buffers. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_backward(const cumoe_layer_t *layer,
+                                                              const cumoe_backward_args_t *args,
+                                                              cumoe_stream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

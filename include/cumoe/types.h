@@ -1,0 +1,107 @@
+/* Types shared by the whole interface, and the letters of every shape comment:
+ *
+ *   T  tokens in a call                     H  hidden_size, model width
+ *   E  experts, all ranks together          I  intermediate_size, width inside an expert
+ *   K  experts per token (top_k)            G  groups of the hierarchical gate
+ *   R  routed rows, at most T*K             (dense softmax: K = E)
+ *
+ * Arrays are row-major, the last index contiguous. Every data pointer is a device pointer (host memory on
+ * the CPU backend), 16-byte aligned where its comment does not say otherwise. Strides count elements.
+ * In argument structs zero means "default": write {.struct_size = sizeof args, ...} and name the rest. */
+#ifndef CUMOE_TYPES_H
+#define CUMOE_TYPES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct CUstream_st *cumoe_stream_t; /* the same type as cudaStream_t; NULL on the CPU */
+typedef struct cumoe_handle cumoe_handle_t;
+typedef struct cumoe_layer cumoe_layer_t;
+typedef struct cumoe_ep cumoe_ep_t; /* a group of ranks for expert parallelism */
+
+typedef enum cumoe_dtype {
+    CUMOE_DTYPE_DEFAULT = 0, /* what the field's comment says */
+    CUMOE_F64 = 1,           /* CPU only: for gradient checks */
+    CUMOE_F32 = 2,
+    CUMOE_BF16 = 3,
+    CUMOE_F16 = 4,
+    CUMOE_I32 = 5,
+    CUMOE_I64 = 6
+} cumoe_dtype_t;
+
+/* How products of F32 matrices are computed. Sums are F32 (F64 for F64) in either case. */
+typedef enum cumoe_compute {
+    CUMOE_COMPUTE_EXACT = 0, /* F32 products */
+    CUMOE_COMPUTE_TF32 = 1   /* factors rounded to 10 mantissa bits; CUDA only */
+} cumoe_compute_t;
+
+/* How a token chooses its experts, and with which weights. c = x w_gate^T are the clean logits. */
+typedef enum cumoe_gate_kind {
+    CUMOE_GATE_NOISY_TOPK = 0,   /* softmax over the K largest of c + noise (paper eq. 3-5) */
+    CUMOE_GATE_SOFTMAX = 1,      /* dense: every expert, softmax(c) (eq. 2) */
+    CUMOE_GATE_EXTERNAL = 2,     /* the caller gives indices and weights */
+    CUMOE_GATE_HIERARCHICAL = 3, /* two levels of noisy top-k (App. B) */
+    CUMOE_GATE_BALANCED = 4,     /* strictly balanced: batchwise mask, learned thresholds (App. F) */
+    CUMOE_GATE_SOFTMAX_TOPK = 5, /* the K largest of softmax(c), renormalised or not */
+    CUMOE_GATE_SIGMOID_TOPK = 6  /* the K largest of sigmoid(c) + selection bias, weights without the bias */
+} cumoe_gate_kind_t;
+
+/* Inside an expert: hidden = act(x w_up^T), or act(x w_glu^T) * (x w_up^T) for the gated linear units. */
+typedef enum cumoe_activation {
+    CUMOE_ACTIVATION_RELU = 0,           /* max(z, 0): the paper's */
+    CUMOE_ACTIVATION_SWIGLU = 1,         /* silu(glu) * up */
+    CUMOE_ACTIVATION_GELU = 2,           /* z Phi(z) */
+    CUMOE_ACTIVATION_GELU_TANH = 3,      /* the tanh approximation of gelu */
+    CUMOE_ACTIVATION_SILU = 4,           /* z sigmoid(z) */
+    CUMOE_ACTIVATION_RELU2 = 5,          /* max(z, 0)^2 */
+    CUMOE_ACTIVATION_GEGLU = 6,          /* gelu(glu) * up */
+    CUMOE_ACTIVATION_SWIGLU_CLAMPED = 7, /* g sigmoid(alpha g) * (u + 1), g = min(glu, limit),
+                                            u = clamp(up, -limit, limit) */
+    CUMOE_ACTIVATION_IDENTITY = 8        /* one matrix: w_down [E, H, H], no w_up; I is ignored */
+} cumoe_activation_t;
+
+/* Where the glu half stands beside the up half. */
+typedef enum cumoe_glu_placement {
+    CUMOE_GLU_SEPARATE = 0,   /* w_up [E, I, H] and w_glu [E, I, H]; also for activations without glu */
+    CUMOE_GLU_FIRST = 1,      /* w_up [E, 2I, H]: rows 0..I-1 are glu, I..2I-1 up */
+    CUMOE_GLU_LAST = 2,       /* w_up [E, 2I, H]: rows 0..I-1 are up, I..2I-1 glu */
+    CUMOE_GLU_INTERLEAVED = 3 /* w_up [E, 2I, H]: rows 2i are glu, 2i+1 up */
+} cumoe_glu_placement_t;
+
+/* The losses of a layer, as indices into arrays of CUMOE_NUM_LOSSES numbers of the gate type. */
+typedef enum cumoe_loss {
+    CUMOE_LOSS_IMPORTANCE = 0, /* CV^2 of the sums of gate values per expert (eq. 6-7) */
+    CUMOE_LOSS_LOAD = 1,       /* CV^2 of the smooth loads (App. A, eq. 8-11) */
+    CUMOE_LOSS_SWITCH = 2,     /* E sum_e f_e p_e: share of tokens times mean probability */
+    CUMOE_LOSS_Z = 3,          /* mean over tokens of log(sum_e exp(c_e))^2 */
+    CUMOE_LOSS_THRESHOLD = 4,  /* L_batchwise of the balanced gate (eq. 20) */
+    CUMOE_NUM_LOSSES = 5
+} cumoe_loss_t;
+
+/* The four numbers of a call that may change between replays of a captured graph. In device memory when
+ * given by pointer; a tensor of four int64 has the same layout. */
+typedef struct cumoe_call {
+    uint64_t seed;       /* key of the noise, together with config.noise_stream */
+    uint64_t offset;     /* counter of the noise: another value in every step and every time step */
+    int64_t first_token; /* global index of row 0, >= 0: the noise of a token hangs on it alone */
+    int64_t live_tokens; /* rows to compute, 0..T; the rows beyond are neither read nor written.
+                            A value outside 0..T is taken as the nearer of the two. */
+} cumoe_call_t;
+
+/* What a forward call counted; device memory, read it when you like. Tokens are the live, unmasked ones. */
+typedef struct cumoe_statistics {
+    int64_t tokens;             /* routed or not */
+    int64_t rows;               /* (token, expert) pairs that reached an expert */
+    int64_t nan_logits;         /* logits that were NaN or +Inf; they never win */
+    int64_t nan_tokens;         /* tokens without a usable logit because of NaN or +Inf: y is NaN */
+    int64_t bad_indices;        /* external indices below -1 or above E; not routed, like -1 and E */
+    int64_t dropped_rows;       /* beyond config.max_rows */
+    int64_t exchange_overflow;  /* rows beyond the capacity of the exchange between ranks */
+    int64_t max_count;          /* rows of the busiest expert */
+    double cv_importance;       /* std / mean over experts (population) of importance, not squared */
+    double cv_load;             /* the same of load */
+    double max_over_mean_load;  /* of load (paper table 6); 0 if all loads are 0 */
+    double max_over_mean_count; /* of the rows per expert */
+} cumoe_statistics_t;
+
+#endif
