@@ -10,15 +10,17 @@
 
 #define CUMOE_ELEMENTARY_FN static inline __attribute__((always_inline, unused))
 
-/* e^x = 2^n 2^t, n integer, |t| <= 1/2; 0 below -86.6 (no subnormals), +Inf above 88.72; NaN stays NaN. */
+/* e^x = 2^n 2^t, n integer, |t| <= 1/2; 0 below -86.6 (no subnormals), +Inf from 88.72 on; NaN stays NaN. */
 CUMOE_ELEMENTARY_FN float exp_f32(float x)
 {
-    float y = x * 1.44269504f;
-    y = y < -125.0f ? -125.0f : y > 128.0f ? 128.0f : y;
+    const float low = -86.6f;
+    const float clamped = x < low ? low : x;
+    float y = clamped * 1.44269504f;
+    y = y > 128.0f ? 128.0f : y;
     const float shifted = y + 12582912.0f; /* 1.5 * 2^23: the integer stands in the low bits */
     const float n = shifted - 12582912.0f;
     /* t = x log2(e) - n, with log2(e) in two pieces: exact to the last bits also for large |x| */
-    const float t = fmaf(x, 1.92596303e-8f, fmaf(x, 1.44269502f, -n));
+    const float t = fmaf(clamped, 1.92596303e-8f, fmaf(clamped, 1.44269502f, -n));
     float p = fmaf(t, 0.000153458081f, 0.00133999309f);
     p = fmaf(t, p, 0.00961848907f);
     p = fmaf(t, p, 0.0555032864f);
@@ -27,11 +29,11 @@ CUMOE_ELEMENTARY_FN float exp_f32(float x)
     p = fmaf(t, p, 1.0f);
     int32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits - 0x4B400000 + 126) << 23;
+    bits = (int32_t)((uint32_t)(bits - 0x4B400000 + 126) << 23);
     float half_scale; /* 2^(n - 1): 2^128 would be no number */
     memcpy(&half_scale, &bits, sizeof half_scale);
     const float result = (p + p) * half_scale;
-    return x < -86.6f ? 0.0f : x > 88.72f ? INFINITY : x != x ? x : result;
+    return x < low ? 0.0f : result;
 }
 
 /* e^(-z^2 / 2): the square rounded, and what the rounding lost. |z| is cut at 40, where the value is 0 long since.

@@ -10,7 +10,6 @@
 typedef struct {
     int64_t I, z_width;
     cumoe_activation_t activation;
-    const int32_t *offset;   /* [E + 1] first row of an expert */
     const int32_t *row_slot; /* [R] */
     void *z, *hidden;        /* [R, z_width], [R, I] */
     const void *weight;      /* [T, K] gate type */
@@ -68,12 +67,8 @@ cumoe_status_t cumoe__cpu_up(const cumoe_context_t *context, const cumoe_up_args
     const bool glu = cumoe__is_glu(c->activation);
     const int64_t I = c->intermediate_size, z_width = cumoe__z_width(c);
     const size_t size = cumoe__dtype_size(c->dtype);
-    const epilogue_t epilogue = {.I = I,
-                                 .z_width = z_width,
-                                 .activation = c->activation,
-                                 .offset = args->rows.offset,
-                                 .z = args->z,
-                                 .hidden = args->hidden};
+    const epilogue_t epilogue = {
+        .I = I, .z_width = z_width, .activation = c->activation, .z = args->z, .hidden = args->hidden};
     const cumoe_cpu_gemm_t gemm = {
         .groups = c->num_experts,
         .n = I,
@@ -178,7 +173,6 @@ cumoe_status_t cumoe__cpu_down_backward(const cumoe_context_t *context, const cu
     const epilogue_t epilogue = {.I = I,
                                  .z_width = z_width,
                                  .activation = c->activation,
-                                 .offset = args->rows.offset,
                                  .row_slot = args->rows.row_slot,
                                  .z = (void *)args->z,
                                  .weight = args->routing.weight,

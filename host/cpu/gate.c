@@ -43,6 +43,7 @@ cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context,
         s.sums = cumoe__cpu_take(&arena, backward ? 0 : threads * 2 * E * sizeof(int64_t));
         s.dimportance = cumoe__cpu_take(&arena, backward ? E * real : 0);
         s.dload = cumoe__cpu_take(&arena, backward ? E * real : 0);
+        s.counted = cumoe__cpu_take(&arena, backward ? block * sizeof(int32_t) : 0);
         s.logits = cumoe__cpu_take(&arena, block * (size_t)cumoe__cpu_gate_columns(c) * real);
         s.rows = cumoe__cpu_take(&arena, threads * 4 * E * real);
         s.normals = cumoe__cpu_take(&arena, threads * (size_t)cumoe__cpu_normals_stride(c) * sizeof(float));

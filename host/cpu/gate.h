@@ -40,6 +40,7 @@ typedef struct cumoe_cpu_gate_scratch {
     void *rows;        /* [threads][4E] gate type: std, noisy logits, two free rows */
     float *normals;    /* [threads][E rounded up to 64] */
     int32_t *count;    /* [E] rows per expert; forward */
+    int32_t *counted;  /* [block] tokens that are not padding; backward */
     void *gemm;
     size_t size;
 } cumoe_cpu_gate_scratch_t;

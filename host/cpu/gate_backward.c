@@ -68,30 +68,42 @@ static void input_gradient(const cumoe_context_t *context, const cumoe_gate_back
     }
 }
 
+/* The tokens of a block that are not padding, whose rows of x may hold anything: 0 * NaN is not 0. */
+static int64_t list_counted(const uint8_t *token_mask, int64_t first, int64_t tokens, int32_t *counted)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < tokens; i++)
+        if (cumoe__cpu_token_counts(token_mask, first + i)) counted[n++] = (int32_t)i;
+    return n;
+}
+
 /* dw_gate += dclean^T x of the block, dw_noise likewise; the first block of a WRITE begins from 0. */
 static void weight_gradients(const cumoe_context_t *context, const cumoe_gate_backward_args_t *args, int64_t first,
                              int64_t tokens, int halves, const cumoe_cpu_gate_scratch_t *scratch)
 {
     const cumoe_config_t *c = &context->config;
-    const int64_t H = c->hidden_size;
+    const int64_t H = c->hidden_size, counted = list_counted(args->token_mask, first, tokens, scratch->counted);
     void *gradients[2] = {args->gradients->w_gate, args->gradients->w_noise};
     const size_t skip = (size_t)(first * args->x_stride) * cumoe__dtype_size(c->dtype);
     for (int half = 0; half < halves; half++) {
         if (!gradients[half]) continue;
-        const cumoe_cpu_gemm_t gemm = {.groups = 1,
-                                       .m = c->num_experts,
-                                       .n = H,
-                                       .k = tokens,
-                                       .parts = 1,
-                                       .a = dlogits_factor(c, scratch, half, true),
-                                       .b = {{.data = (const char *)args->x + skip,
-                                              .dtype = c->dtype,
-                                              .line_stride = 1,
-                                              .depth_stride = args->x_stride}},
-                                       .c = {gradients[half]},
-                                       .c_row_stride = H,
-                                       .c_col_stride = 1,
-                                       .add = first > 0 || args->gradient_mode == CUMOE_GRADIENT_ADD};
+        cumoe_cpu_gemm_t gemm = {
+            .groups = 1,
+            .m = c->num_experts,
+            .n = H,
+            .k = counted,
+            .parts = 1,
+            .a = dlogits_factor(c, scratch, half, true),
+            .b = {{.data = (const char *)args->x + skip,
+                   .dtype = c->dtype,
+                   .line_stride = 1,
+                   .depth_stride = args->x_stride}},
+            .c = {gradients[half]},
+            .c_row_stride = H,
+            .c_col_stride = 1,
+            .add = first > 0 || args->gradient_mode == CUMOE_GRADIENT_ADD,
+        };
+        if (counted < tokens) gemm.a.depth_index = gemm.b[0].depth_index = scratch->counted;
         cumoe__cpu_gemm(&gemm, c->max_threads, scratch->gemm);
     }
 }

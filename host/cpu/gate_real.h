@@ -5,9 +5,12 @@ CUMOE_CPU_CLONES static void REAL_NAME(all_probabilities)(const REAL *restrict c
                                                           const REAL *restrict std, REAL threshold, int64_t E,
                                                           REAL *restrict probability)
 {
-    const bool none = threshold == -(REAL)INFINITY; /* fewer than K others: certain */
+    if (threshold == -(REAL)INFINITY) { /* fewer than K others: certain */
+        for (int64_t e = 0; e < E; e++) probability[e] = noisy[e] > -(REAL)INFINITY;
+        return;
+    }
     for (int64_t e = 0; e < E; e++) {
-        const REAL p = none ? 1 : FN(normal_cdf)(REAL_NAME(load_argument)(clean[e], threshold, std[e]));
+        const REAL p = FN(normal_cdf)(REAL_NAME(load_argument)(clean[e], threshold, std[e]));
         probability[e] = noisy[e] > -(REAL)INFINITY ? p : 0;
     }
 }
@@ -107,10 +110,9 @@ static void REAL_NAME(forward_block)(const cumoe_context_t *context, const cumoe
         row = REAL_NAME(thread_row)(c, scratch, thread, cumoe__cpu_smooth_load(c, args->training));
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < tokens; i++)
-            if (cumoe__cpu_token_counts(args->token_mask, first + i))
-                REAL_NAME(forward_token)
-                (c, args, first + i, (const REAL *)scratch->logits + i * columns, &row,
-                 scratch->sums + thread * 2 * (int64_t)c->num_experts, scratch->counters + thread * 8);
+            if (cumoe__cpu_token_counts(args->token_mask, first + i)) REAL_NAME(forward_token)
+        (c, args, first + i, (const REAL *)scratch->logits + i * columns, &row,
+         scratch->sums + thread * 2 * (int64_t)c->num_experts, scratch->counters + thread * 8);
     }
 }
 

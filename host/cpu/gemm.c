@@ -18,7 +18,7 @@ enum {
     PANEL = CUMOE_CPU_GEMM_COLUMNS,
     BLOCK_ROWS = 588, /* a multiple of every MR */
     BLOCK_DEPTH_BYTES = 2048,
-    PACK_COPY_DEPTH = 4,         /* depths that a copying pack takes along at a time */
+    PACK_COPY_DEPTH = 8,         /* depths that a copying pack takes along at a time */
     TRANSPOSE_AHEAD = 2,         /* cache lines of every line that a transposing pack asks for early */
     COPY_AHEAD = 16,             /* depths that a copying pack asks for early */
     TASKS_PER_THREAD = 8,        /* that many, if columns allow, so that threads end together */
@@ -62,26 +62,7 @@ typedef struct block {
     int64_t rows, cols, depth;      /* cols <= PANEL */
     int64_t row_stride, col_stride; /* of c */
     bool accumulate;
-    const pack_t *next; /* what will be packed after this block, NULL = nothing */
 } block_t;
-
-/* Ask the second-level cache for one of so many shares of what will be packed next: behind the products, memory
- * costs nothing. */
-static inline void prefetch_share(const pack_t *p, int64_t element, int64_t share, int64_t shares)
-{
-    if (!p || p->form == FORM_STRIDED) return;
-    const cumoe_cpu_factor_t *f = p->factor;
-    const bool lines = p->form == FORM_TRANSPOSE; /* contiguous runs are lines, else depths */
-    const int64_t first = lines ? p->line : p->depth, count = lines ? p->lines : p->depths;
-    const int64_t stride = lines ? f->line_stride : f->depth_stride;
-    const int64_t run = element * (lines ? p->depths : p->lines);
-    const int32_t *index = lines ? f->line_index : f->depth_index;
-    const char *data = (const char *)f->data + element * (p->group * f->group_stride + (lines ? p->depth : p->line));
-    for (int64_t i = first + share * count / shares; i < first + (share + 1) * count / shares; i++) {
-        const char *from = data + element * stride * (index ? index[i] : i);
-        for (int64_t byte = 0; byte < run; byte += 64) __builtin_prefetch(from + byte, 0, 2);
-    }
-}
 
 /* What an instruction set offers for a type. */
 typedef struct kernel {
@@ -241,56 +222,41 @@ static pack_form_t choose_form(const cumoe_cpu_factor_t *f)
     return FORM_STRIDED;
 }
 
-/* The panel of a part that starts at a column; lines = 0 behind the last one. */
-static pack_t panel_of(const plan_t *plan, const task_t *task, int part, int64_t col, void *to)
-{
-    return (pack_t){.factor = &plan->gemm->b[part],
-                    .form = plan->form_b[part],
-                    .group = task->group,
-                    .line = col,
-                    .lines = max64(0, min64(PANEL, task->col_end - col)),
-                    .depth = task->depth,
-                    .depths = task->depths,
-                    .to = to};
-}
-
 /* One block of the depth; the last one finishes C. */
 static void run_depth(const plan_t *plan, const task_t *task, bool first, bool last, void *scratch)
 {
     const cumoe_cpu_gemm_t *gemm = plan->gemm;
     const int64_t row = task->row + (gemm->ragged == CUMOE_CPU_RAGGED_ROWS ? gemm->offset[task->group] : 0);
     void *packed_b = (char *)scratch + BLOCK_ROWS * BLOCK_DEPTH_BYTES;
-    const pack_t rows = {.factor = &gemm->a,
-                         .form = plan->form_a,
-                         .group = task->group,
-                         .line = row,
-                         .lines = task->rows,
-                         .depth = task->depth,
-                         .depths = task->depths,
-                         .to = scratch};
-    plan->kernel->pack_a(&rows);
-    pack_t panel = panel_of(plan, task, 0, task->col, packed_b);
+    pack_t pack = {.factor = &gemm->a,
+                   .form = plan->form_a,
+                   .group = task->group,
+                   .line = row,
+                   .lines = task->rows,
+                   .depth = task->depth,
+                   .depths = task->depths,
+                   .to = scratch};
+    plan->kernel->pack_a(&pack);
+    block_t block = {.a = scratch,
+                     .b = packed_b,
+                     .rows = task->rows,
+                     .depth = task->depths,
+                     .row_stride = gemm->c_row_stride,
+                     .col_stride = gemm->c_col_stride,
+                     .accumulate = !first || gemm->add};
+    pack.to = packed_b;
     for (int64_t col = task->col; col < task->col_end; col += PANEL) {
-        const int64_t cols = panel.lines;
+        const int64_t c = task->group * gemm->c_group_stride + row * gemm->c_row_stride + col * gemm->c_col_stride;
+        pack.line = col;
+        pack.lines = block.cols = min64(PANEL, task->col_end - col);
         for (int part = 0; part < gemm->parts; part++) {
-            const bool last_part = part == gemm->parts - 1;
-            const pack_t next = panel_of(plan, task, last_part ? 0 : part + 1, last_part ? col + PANEL : col, packed_b);
-            const int64_t c = task->group * gemm->c_group_stride + row * gemm->c_row_stride + col * gemm->c_col_stride;
-            const block_t block = {.a = scratch,
-                                   .b = packed_b,
-                                   .c = (char *)gemm->c[part] + plan->kernel->element * c,
-                                   .rows = task->rows,
-                                   .cols = cols,
-                                   .depth = task->depths,
-                                   .row_stride = gemm->c_row_stride,
-                                   .col_stride = gemm->c_col_stride,
-                                   .accumulate = !first || gemm->add,
-                                   .next = &next};
-            plan->kernel->pack_b(&panel);
+            pack.factor = &gemm->b[part];
+            pack.form = plan->form_b[part];
+            plan->kernel->pack_b(&pack);
+            block.c = (char *)gemm->c[part] + plan->kernel->element * c;
             plan->kernel->block(&block);
-            panel = next;
         }
-        if (last && gemm->epilogue) gemm->epilogue(gemm->context, task->group, row, task->rows, col, cols);
+        if (last && gemm->epilogue) gemm->epilogue(gemm->context, task->group, row, task->rows, col, block.cols);
     }
 }
 

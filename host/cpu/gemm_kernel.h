@@ -106,8 +106,6 @@ TARGET static void NAME(rim_tile)(const block_t *block, int rows, int64_t cols, 
 /* One packed block of A times one packed panel of B. */
 TARGET static void NAME(block)(const block_t *block)
 {
-    const int64_t strips = ceil_div(block->rows, MR), tiles = strips * ceil_div(block->cols, NR);
-    int64_t tile = 0;
     for (int64_t j = 0; j < block->cols; j += NR) {
         const int64_t cols = min64(NR, block->cols - j);
         const SCALAR *b = (const SCALAR *)block->b + j * block->depth;
@@ -115,7 +113,6 @@ TARGET static void NAME(block)(const block_t *block)
             const int rows = (int)min64(MR, block->rows - i);
             const SCALAR *a = (const SCALAR *)block->a + i * block->depth;
             SCALAR *c = (SCALAR *)block->c + i * block->row_stride + j * block->col_stride;
-            prefetch_share(block->next, sizeof(SCALAR), tile++, tiles);
             if (cols == NR && block->col_stride == 1) {
                 NAME(tiles)[rows - 1](block->depth, a, b, c, block->row_stride, block->accumulate);
             } else {
