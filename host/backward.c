@@ -130,13 +130,14 @@ cumoe_status_t cumoe_layer_backward(const cumoe_layer_t *layer, const cumoe_back
 {
     CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
     cumoe_backward_args_t a = {0};
-    cumoe_weights_t weights, gradients = {.struct_size = sizeof gradients};
+    const cumoe_weights_t none = {.struct_size = sizeof none};
+    cumoe_weights_t weights, gradients;
     CUMOE_TRY(cumoe__struct_read(function, "args", args, sizeof a, &a, sizeof a));
     CUMOE_TRY(cumoe__check_tokens(function, layer, a.num_tokens));
     CUMOE_TRY(check_numbers(&a));
     CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, false, &weights));
-    CUMOE_TRY(cumoe__weights_read(function, "gradients", layer, a.gradients ? a.gradients : &gradients, true,
-                                  &gradients));
+    CUMOE_TRY(
+        cumoe__weights_read(function, "gradients", layer, a.gradients ? a.gradients : &none, true, &gradients));
     CUMOE_TRY(check_arrays(layer, &a));
     CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
 

@@ -35,14 +35,14 @@ cumoe_status_t cumoe_layer_buffer_sizes(const cumoe_layer_t *layer, int64_t num_
     CUMOE_REQUIRE(workspace_size, INVALID_ARGUMENT, "%s: workspace_size = NULL, but the result needs a place",
                   function);
     CUMOE_TRY(cumoe__check_tokens(function, layer, num_tokens));
-    if (!saved_size) {
-        *workspace_size = cumoe__layout(layer, CUMOE_PASS_INFERENCE, num_tokens, NULL, NULL).workspace_size;
-        return CUMOE_SUCCESS;
+    size_t most = cumoe__layout(layer, CUMOE_PASS_INFERENCE, num_tokens, NULL, NULL).workspace_size;
+    if (saved_size) {
+        const cumoe_layout_t forward = cumoe__layout(layer, CUMOE_PASS_FORWARD, num_tokens, NULL, NULL);
+        const cumoe_layout_t backward = cumoe__layout(layer, CUMOE_PASS_BACKWARD, num_tokens, NULL, NULL);
+        if (forward.workspace_size > most) most = forward.workspace_size;
+        if (backward.workspace_size > most) most = backward.workspace_size;
+        *saved_size = forward.saved_size;
     }
-    const cumoe_layout_t forward = cumoe__layout(layer, CUMOE_PASS_FORWARD, num_tokens, NULL, NULL);
-    const cumoe_layout_t backward = cumoe__layout(layer, CUMOE_PASS_BACKWARD, num_tokens, NULL, NULL);
-    *workspace_size =
-        forward.workspace_size > backward.workspace_size ? forward.workspace_size : backward.workspace_size;
-    *saved_size = forward.saved_size;
+    *workspace_size = most;
     return CUMOE_SUCCESS;
 }

@@ -4,25 +4,32 @@
  *   depth block   at most block_depth of k; C carries the sums from one to the next, so k stays in order
  *   panel         32 columns of B, packed, against all packed rows of A of the task
  *
- * The packed rows of A fill about half of a 1 MiB second-level cache and the panel streams through the first: both
- * are private to a thread, so nothing is shared but the task counter. */
-#include "gemm.h"
+ * The packed panel (64 KiB) stays in the second-level cache while the packed rows of A stream past it, 2 bytes a
+ * cycle, which any cache delivers. So a block has many rows: every block packs the panels of B anew. Nothing is
+ * shared between threads but the task counter. */
+#include "host/cpu/gemm.h"
 
 #include <omp.h>
 #include <stdatomic.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 enum {
     PANEL = CUMOE_CPU_GEMM_COLUMNS,
-    BLOCK_ROWS = 588, /* a multiple of every MR */
-    BLOCK_DEPTH_BYTES = 2048,
-    PACK_COPY_DEPTH = 8,         /* depths that a copying pack takes along at a time */
-    TRANSPOSE_AHEAD = 2,         /* cache lines of every line that a transposing pack asks for early */
-    COPY_AHEAD = 16,             /* depths that a copying pack asks for early */
-    TASKS_PER_THREAD = 8,        /* that many, if columns allow, so that threads end together */
-    SERIAL_MULTIPLY_ADDS = 65536 /* below, waking threads costs more than it brings */
+    BLOCK_ROWS = 588,         /* a multiple of every MR */
+    BLOCK_DEPTH_BYTES = 2560, /* of a packed line */
+    SCRATCH = (BLOCK_ROWS + PANEL) * BLOCK_DEPTH_BYTES,
+    COPY_DEPTHS = 8,                   /* depths that a copying pack takes along at a time */
+    COPY_AHEAD = 16,                   /* depths ahead that it asks for */
+    TRANSPOSE_AHEAD = 2,               /* cache lines ahead that a transposing pack asks for */
+    TASKS_PER_THREAD = 8,              /* that many, if columns allow, so that threads end together */
+    SERIAL_MULTIPLY_ADDS = 256 * 1024, /* below, waking threads costs more than it brings */
 };
 
 static inline int64_t min64(int64_t a, int64_t b)
@@ -73,48 +80,66 @@ typedef struct kernel {
     void (*block)(const block_t *);
 } kernel_t;
 
+/* The multiply-add is spelled out: whether it is fused may not hang on how hard the compiler optimises. */
+#if defined(__FMA__)
+#define PORTABLE_FMA_F32(a, b, c) _mm_fmadd_ps(a, b, c)
+#define PORTABLE_FMA_F64(a, b, c) _mm_fmadd_pd(a, b, c)
+#elif defined(__aarch64__)
+#define PORTABLE_FMA_F32(a, b, c) vfmaq_f32(c, a, b)
+#define PORTABLE_FMA_F64(a, b, c) vfmaq_f64(c, a, b)
+#else
+#define PORTABLE_FMA_F32(a, b, c) ((a) * (b) + (c))
+#define PORTABLE_FMA_F64(a, b, c) ((a) * (b) + (c))
+#endif
+
 #define SCALAR       float
 #define VECTOR_BYTES 16
+#define FMA          PORTABLE_FMA_F32
 #define MR           4
 #define NAME(x)      x##_f32_portable
 #define TARGET
-#include "gemm_kernel.h"
+#include "host/cpu/gemm_kernel.h"
 
 #define SCALAR       double
 #define VECTOR_BYTES 16
+#define FMA          PORTABLE_FMA_F64
 #define MR           4
 #define NAME(x)      x##_f64_portable
 #define TARGET
-#include "gemm_kernel.h"
+#include "host/cpu/gemm_kernel.h"
 
 #ifdef __x86_64__
 #define SCALAR       float
 #define VECTOR_BYTES 32
+#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define MR           6
 #define NAME(x)      x##_f32_avx2
 #define TARGET       __attribute__((target("avx2,fma")))
-#include "gemm_kernel.h"
+#include "host/cpu/gemm_kernel.h"
 
 #define SCALAR       double
 #define VECTOR_BYTES 32
+#define FMA(a, b, c) _mm256_fmadd_pd(a, b, c)
 #define MR           6
 #define NAME(x)      x##_f64_avx2
 #define TARGET       __attribute__((target("avx2,fma")))
-#include "gemm_kernel.h"
+#include "host/cpu/gemm_kernel.h"
 
 #define SCALAR       float
 #define VECTOR_BYTES 64
+#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define MR           14
 #define NAME(x)      x##_f32_avx512
 #define TARGET       __attribute__((target("avx512f,fma")))
-#include "gemm_kernel.h"
+#include "host/cpu/gemm_kernel.h"
 
 #define SCALAR       double
 #define VECTOR_BYTES 64
+#define FMA(a, b, c) _mm512_fmadd_pd(a, b, c)
 #define MR           14
 #define NAME(x)      x##_f64_avx512
 #define TARGET       __attribute__((target("avx512f,fma")))
-#include "gemm_kernel.h"
+#include "host/cpu/gemm_kernel.h"
 #endif
 
 /* NULL where the machine lacks the instructions. */
@@ -272,11 +297,19 @@ static void run_task(const plan_t *plan, const task_t *task, void *scratch)
     }
 }
 
-enum { SCRATCH = (BLOCK_ROWS + PANEL) * BLOCK_DEPTH_BYTES };
-
 size_t cumoe__cpu_gemm_workspace(int threads)
 {
     return (size_t)threads * SCRATCH;
+}
+
+/* Multiply-adds of all groups; double, since it is only an estimate and may be huge. */
+static double work(const cumoe_cpu_gemm_t *gemm)
+{
+    const double parts = (double)gemm->parts * (double)gemm->n;
+    if (gemm->ragged == CUMOE_CPU_RAGGED_NONE)
+        return parts * (double)gemm->groups * (double)gemm->m * (double)gemm->k;
+    const double cut = (double)gemm->offset[gemm->groups] - (double)gemm->offset[0];
+    return parts * cut * (double)(gemm->ragged == CUMOE_CPU_RAGGED_ROWS ? gemm->k : gemm->m);
 }
 
 bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int threads, void *workspace)
@@ -284,17 +317,19 @@ bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int
     const kernel_t *kernel = find_kernel(isa, gemm->a.dtype == CUMOE_F64);
     if (!kernel) return false;
 
-    int64_t tasks = 0;
+    int64_t tasks = 0; /* of whole rows */
     for (int64_t g = 0; g < gemm->groups; g++) tasks += row_blocks(gemm, g);
     if (tasks == 0 || gemm->n <= 0) return true;
-    plan_t plan = {.gemm = gemm,
-                   .kernel = kernel,
-                   .form_a = choose_form(&gemm->a),
-                   .form_b = {choose_form(&gemm->b[0]), choose_form(&gemm->b[1])},
-                   .panels = ceil_div(gemm->n, PANEL),
-                   .col_ranges = 1,
-                   .block_depth = BLOCK_DEPTH_BYTES / kernel->element};
-    if (threads > 1) plan.col_ranges = min64(plan.panels, ceil_div((int64_t)threads * TASKS_PER_THREAD, tasks));
+    if (work(gemm) < SERIAL_MULTIPLY_ADDS) threads = 1;
+    const int64_t panels = ceil_div(gemm->n, PANEL);
+    const plan_t plan = {.gemm = gemm,
+                         .kernel = kernel,
+                         .form_a = choose_form(&gemm->a),
+                         .form_b = {choose_form(&gemm->b[0]), choose_form(&gemm->b[1])},
+                         .panels = panels,
+                         .col_ranges =
+                             threads == 1 ? 1 : min64(panels, ceil_div((int64_t)threads * TASKS_PER_THREAD, tasks)),
+                         .block_depth = BLOCK_DEPTH_BYTES / kernel->element};
 
     _Atomic int64_t next = 0;
 #pragma omp parallel num_threads(threads)

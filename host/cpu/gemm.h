@@ -2,8 +2,8 @@
  *
  * Promise: an element of C is  fma(a_k, b_k, ... fma(a_1, b_1, fma(a_0, b_0, c)))  in ascending k, c = 0 or the old
  * value; products and sums in F32 (F64 for F64). So its bits depend on its own row, column and k range alone: not
- * on the other rows, the position, the tiles, the number of threads. (With the fma only where the machine has one.)
- * Packing does everything else: gathered rows, foreign strides, conversion of types, the rim of odd sizes. */
+ * on the other rows, the position, the tiles, the number of threads. (Where the machine has no fma, a product and a
+ * sum.) Packing does everything else: gathered rows, foreign strides, conversion of types, the rim of odd sizes. */
 #ifndef CUMOE_CPU_GEMM_H
 #define CUMOE_CPU_GEMM_H
 

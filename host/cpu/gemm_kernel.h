@@ -2,6 +2,7 @@
  *
  *   SCALAR        float or double
  *   VECTOR_BYTES  of a vector register
+ *   FMA(a, b, c)  a b + c for vectors
  *   MR            rows of a tile; its columns are NR, two vectors
  *   NAME(x)       x with the suffix of this instance
  *   TARGET        the attribute that lets the compiler use the instructions
@@ -13,7 +14,7 @@
 #define LANES ((int)(VECTOR_BYTES / sizeof(SCALAR)))
 #define NR    (2 * LANES)
 
-#include "gemm_pack.h"
+#include "host/cpu/gemm_pack.h"
 
 typedef SCALAR NAME(vector) __attribute__((vector_size(VECTOR_BYTES)));
 typedef SCALAR NAME(loose_vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(SCALAR)), may_alias));
@@ -39,8 +40,8 @@ TARGET ALWAYS_INLINE void NAME(tile)(const int rows, int64_t depth, const SCALAR
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++) {
             const NAME(vector) ai = a[k * rows + i] - (NAME(vector)){0}; /* broadcast */
-            sum[i][0] += ai * b0;
-            sum[i][1] += ai * b1;
+            sum[i][0] = FMA(ai, b0, sum[i][0]);
+            sum[i][1] = FMA(ai, b1, sum[i][1]);
         }
     }
 #pragma GCC unroll 14
@@ -128,6 +129,7 @@ static const kernel_t NAME(kernel) = {sizeof(SCALAR), MR, NAME(pack_a), NAME(pac
 #undef NR
 #undef SCALAR
 #undef VECTOR_BYTES
+#undef FMA
 #undef MR
 #undef NAME
 #undef TARGET

@@ -83,7 +83,7 @@ TARGET ALWAYS_INLINE void NAME(pack_piece)(const pack_t *p, int64_t line, int64_
 TARGET ALWAYS_INLINE void NAME(pack)(const pack_t *p, const int64_t width, bool fill)
 {
     SCALAR *to = p->to;
-    const int64_t step = p->form == FORM_COPY ? PACK_COPY_DEPTH : max64(p->depths, 1);
+    const int64_t step = p->form == FORM_COPY ? COPY_DEPTHS : max64(p->depths, 1);
     for (int64_t k = 0; k < p->depths; k += step) {
         const int64_t depths = min64(step, p->depths - k);
         for (int64_t i = 0; i < p->lines; i += width) {

@@ -35,7 +35,7 @@ CUMOE_API void cumoe_layer_destroy(cumoe_layer_t *layer);
  * you like). Both grow with num_tokens, so one question for the largest T serves all smaller ones.
  *
  * num_tokens      T >= 0, T * K < 2^31 (SOFTMAX: T * E)
- * workspace_size  out: enough for forward and backward; for forward without saved if saved_size is NULL
+ * workspace_size  out: enough for every call; for forward without saved alone if saved_size is NULL
  * saved_size      out, or NULL
  *
  * CUMOE_INVALID_ARGUMENT  layer or workspace_size is NULL, num_tokens out of range
@@ -69,7 +69,7 @@ typedef struct cumoe_forward_args {
 
     /* Optional outputs, NULL = not wanted. "Gate type" is F32, or F64 when config.dtype is F64. */
     int32_t *chosen_expert;         /* out  [T, K] by descending weight (SOFTMAX: expert j in slot
-                                       j; EXTERNAL: as given); -1 = none */
+                                       j; EXTERNAL: as given); -1 = none, as for padding and rows that are not live */
     void *chosen_weight;            /* out  [T, K] gate type; 0 where none */
     int32_t *expert_count;          /* out  [E] rows per expert */
     void *importance;               /* out  [E] sum of gate values (eq. 6), gate type; EXTERNAL: 0 */
@@ -118,8 +118,8 @@ typedef struct cumoe_backward_args {
                                          config.loss_weight */
     void *dx;                         /* out  [T, H], overwritten in either mode; NULL = not wanted */
     int64_t dx_stride;                /* >= H; 0 = H */
-    void *dindex_weight;              /* out  [T, K] EXTERNAL, gate type: gradient of index_weight, 0 where not
-                                         routed; NULL = not wanted */
+    void *dindex_weight;              /* out  [T, K] EXTERNAL, gate type: gradient of index_weight; 0 where not
+                                         routed, so for padding and rows that are not live; NULL = not wanted */
     const cumoe_weights_t *gradients; /* out  arrays with NULL pointers are not wanted; NULL = none. Layout and type
                                          are its own */
     cumoe_gradient_mode_t gradient_mode;

@@ -84,8 +84,8 @@ typedef struct cumoe_call {
     uint64_t seed;       /* key of the noise, together with config.noise_stream */
     uint64_t offset;     /* counter of the noise: another value in every step and every time step */
     int64_t first_token; /* global index of row 0, >= 0: the noise of a token hangs on it alone */
-    int64_t live_tokens; /* rows to compute, 0..T; the rows beyond are neither read nor written.
-                            A value outside 0..T is taken as the nearer of the two. */
+    int64_t live_tokens; /* rows to compute, 0..T: rows of x beyond are not read, rows of y and dx beyond not
+                            written. A value outside 0..T is taken as the nearer of the two. */
 } cumoe_call_t;
 
 /* What a forward call counted; device memory, read it when you like. Tokens are the live, unmasked ones. */

@@ -1,0 +1,63 @@
+# The front door. Everything else is plain CMake: see CONTRIBUTING.md.
+
+PREFIX ?= /usr/local
+TEXT   ?=
+ARGS   ?=
+JOBS   ?= $(shell nproc)
+
+build   := build/release
+step    := .ci/step
+model   := $(build)/examples/cumoe-language-model
+texts   := $(if $(TEXT),--text '$(TEXT)',--text build/text/bible.txt --text build/text/jargon.txt)
+results := examples/language_model/results
+strict  := -DCUMOE_STRICT=ON $(if $(CI),-DCMAKE_COMPILE_WARNING_AS_ERROR=ON)
+export TEXT
+
+.PHONY: help demo test bench install coverage readme
+
+help: ## this list
+	@echo 'make TARGET:'
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 14
+	@echo 'Logs and results are below build/.'
+
+demo: ## train language models on real text: experts against a dense layer (TEXT=path, ARGS="--seeds 3")
+	@.ci/packages demo
+	@$(if $(TEXT),,$(step) 'fetch text' examples/language_model/fetch_text.sh build/text)
+	@$(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF
+	@$(step) 'build the demo' cmake --build $(build) --target cumoe-language-model -j $(JOBS)
+	@$(model) $(texts) --out build/demo $(ARGS)
+
+test: ## build everything and run all tests
+	@.ci/packages $(if $(CI),ci,test)
+	@$(step) 'configure' cmake --preset release $(strict)
+	@$(step) 'build' cmake --build $(build) -j $(JOBS)
+	@$(step) 'test' ctest --preset release -j $(JOBS)
+	@sed -n '/tests passed/,$$p' build/logs/test.log
+
+bench: ## measure this machine: the layer against dense products of equal size (ARGS="--help")
+	@.ci/packages bench
+	@$(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF
+	@$(step) 'build the benchmark' cmake --build $(build) --target cumoe-perf-cpu -j $(JOBS)
+	@$(build)/perf/cumoe-perf-cpu $(ARGS)
+
+install: ## install library, headers, CMake package and pkg-config file (PREFIX=/usr/local)
+	@.ci/packages install
+	@$(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF
+	@$(step) 'build the library' cmake --build $(build) --target cumoe cumoe_static -j $(JOBS)
+	@$(step) 'install' cmake --install $(build) --prefix '$(PREFIX)'
+	@if [ "$$(id -u)" = 0 ] && [ -z "$$DESTDIR" ]; then ldconfig; fi
+	@echo "installed below $(DESTDIR)$(PREFIX)"
+
+readme: ## put the results of the last "make demo" and the code of the examples into README.md
+	@if [ -e build/demo/demo.md ]; then mkdir -p $(results) && \
+	    cp build/demo/*.md build/demo/demo.tsv build/demo/*.svg $(results); fi
+	@tests/checks/readme.sh --write
+
+coverage: ## lines of host/ that the tests execute; fails below 90 %
+	@.ci/packages coverage
+	@$(step) 'configure coverage' cmake --preset coverage $(strict)
+	@$(step) 'build coverage' cmake --build build/coverage -j $(JOBS)
+	@find build/coverage -name '*.gcda' -delete
+	@$(step) 'test coverage' ctest --preset coverage -j $(JOBS)
+	@gcovr --root . --object-directory build/coverage --filter 'host/' --fail-under-line 90 \
+	    --xml build/coverage/coverage.xml --txt -

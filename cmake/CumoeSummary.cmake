@@ -1,0 +1,23 @@
+# What was decided, once, at the end of the configure step.
+
+set(parts "")
+foreach(part TESTS EXAMPLES PERF FAULTS)
+  if(CUMOE_${part})
+    string(TOLOWER ${part} name)
+    list(APPEND parts ${name})
+  endif()
+endforeach()
+string(JOIN ", " parts ${parts})
+
+message(STATUS "cumoe ${PROJECT_VERSION}: ${CMAKE_BUILD_TYPE}, ${CMAKE_C_COMPILER_ID} ${CMAKE_C_COMPILER_VERSION}")
+message(STATUS "  CPU backend   OpenMP ${OpenMP_C_VERSION}")
+message(STATUS "  CUDA backend  ${CUMOE_CUDA_STATE}")
+if(CUMOE_SANITIZE)
+  message(STATUS "  sanitizers    ${CUMOE_SANITIZE}")
+endif()
+if(parts)
+  message(STATUS "  with it       ${parts}")
+endif()
+foreach(reason IN LISTS CUMOE_LEFT_OUT)
+  message(STATUS "  left out      ${reason}")
+endforeach()

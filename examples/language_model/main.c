@@ -1,0 +1,114 @@
+/* A character language model whose middle layer is cumoe's: the claim of the paper in small, on real text.
+ *
+ *   protocol.h  what is trained, and how       text.c     characters, split, batches
+ *   model.c     where the library is called    dense.c    embedding, softmax, Adam
+ *   train.c     loop and evaluation            inspect.c  balance, and what experts learn
+ *   report.c    tables                         pictures.c gnuplot */
+#include "options.h"
+#include "pictures.h"
+
+#include <errno.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+typedef struct run {
+    options_t options;
+    device_t device;
+    text_t text;
+    schedule_t schedule;
+    progress_t progress;
+    report_t report;
+    summary_t summary[NUM_KINDS];
+    double perplexity[2]; /* of MoE-256 with and without losses, first seed */
+    balance_t balance[2];
+    usage_t usage;
+} run_t;
+
+/* Make the folder, its parents too, and go there. */
+static void enter_folder(const char *path)
+{
+    char *part = strdup(path);
+    if (!part) die("out of memory");
+    for (char *slash = part; *slash && (slash = strchr(slash + 1, '/'));) {
+        *slash = 0;
+        mkdir(part, 0777); /* what matters is whether chdir() succeeds */
+        *slash = '/';
+    }
+    mkdir(part, 0777);
+    if (chdir(path)) die("cannot use the folder --out %s: %s", path, strerror(errno));
+    free(part);
+}
+
+static void add_result(summary_t *summary, const result_t *result)
+{
+    const int n = summary->seeds++;
+    if (n == 0 || result->perplexity < summary->least) summary->least = result->perplexity;
+    if (n == 0 || result->perplexity > summary->most) summary->most = result->perplexity;
+    summary->mean += (result->perplexity - summary->mean) / (n + 1);
+    summary->rate += (result->rate - summary->rate) / (n + 1);
+}
+
+static void train_kind(run_t *run, kind_index_t index, uint64_t seed)
+{
+    const kind_t *kind = &kinds[index];
+    model_t model;
+    model_create(&model, &run->device, kind, run->text.symbols, seed);
+    result_t result = train_model(&model, &run->text, &run->schedule, &run->progress);
+    report_training(&run->report, kind, seed, &result);
+    add_result(&run->summary[index], &result);
+    if (kind->experts == MAX_EXPERTS && seed == 1) {
+        run->perplexity[index != MOE_256] = result.perplexity;
+        run->balance[index != MOE_256] = measure_balance(&model, &run->text);
+        if (index == MOE_256) inspect_experts(&model, &run->text, run->schedule.held_out_stride, &run->usage);
+    }
+    model_destroy(&model);
+}
+
+static void train_all(run_t *run)
+{
+    const int seeds = run->options.seeds;
+    double work = training_work(&kinds[MOE_256_FREE], &run->schedule);
+    for (int i = 0; i <= MOE_256; i++) work += seeds * training_work(&kinds[i], &run->schedule);
+    progress_start(&run->progress, work);
+    for (int seed = 1; seed <= seeds; seed++)
+        for (kind_index_t kind = 0; kind <= MOE_256; kind++) train_kind(run, kind, (uint64_t)seed);
+    train_kind(run, MOE_256_FREE, 1);
+    progress_clear(&run->progress);
+}
+
+static schedule_t make_schedule(const options_t *options, const text_t *text)
+{
+    schedule_t schedule = {.steps = (int64_t)(options->epochs * (double)steps_per_epoch(text)),
+                           .held_out_stride = 1};
+    if (options->quick) schedule = (schedule_t){.steps = QUICK_STEPS, .held_out_stride = QUICK_HELD_OUT};
+    if (options->steps) schedule.steps = options->steps;
+    if (schedule.steps < 1) schedule.steps = 1;
+    return schedule;
+}
+
+int main(int argc, char **argv)
+{
+    static run_t run;
+    options_read(&run.options, argc, argv);
+    if (run.options.threads) omp_set_num_threads(run.options.threads);
+    text_load(&run.text, run.options.num_texts, run.options.text);
+    device_open(&run.device, run.options.backend, run.options.copy);
+    run.schedule = make_schedule(&run.options, &run.text);
+    enter_folder(run.options.out);
+
+    report_open(&run.report, &run.options, &run.text, &run.schedule, &run.device);
+    train_all(&run);
+    run.report.pictures = draw_pictures(run.summary, run.balance, &run.usage, &run.text);
+    report_models(&run.report, run.summary, &run.text);
+    const bool good = report_verdict(&run.report, run.summary, run.options.quick);
+    report_balance(&run.report, run.perplexity, run.balance);
+    report_experts(&run.report, &run.usage, &run.text);
+    report_close(&run.report, run.options.out, seconds_now() - run.progress.start);
+
+    device_close(&run.device);
+    text_free(&run.text);
+    return good ? EXIT_SUCCESS : 2;
+}

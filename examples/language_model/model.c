@@ -1,0 +1,244 @@
+#include "model.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static bool is_dense(const kind_t *kind)
+{
+    return kind->experts == 1;
+}
+
+int64_t kind_parameters(const kind_t *kind)
+{
+    int64_t experts = (int64_t)kind->experts * 2 * kind->intermediate * WIDTH;
+    return experts + (is_dense(kind) ? 0 : 2 * (int64_t)kind->experts * WIDTH);
+}
+
+int64_t kind_operations(const kind_t *kind)
+{
+    int64_t experts = (is_dense(kind) ? 1 : TOP_K) * 2 * (int64_t)kind->intermediate * WIDTH;
+    return experts + (is_dense(kind) ? 0 : 2 * (int64_t)kind->experts * WIDTH);
+}
+
+/* A dense layer is a mixture of one expert, to which the caller sends every character with weight 1. */
+static void create_layer(model_t *model)
+{
+    cumoe_config_t config;
+    check(cumoe_config_init(&config));
+    config.hidden_size = WIDTH;
+    config.intermediate_size = model->kind->intermediate;
+    config.num_experts = model->kind->experts;
+    config.top_k = is_dense(model->kind) ? 1 : TOP_K;
+    config.gate = is_dense(model->kind) ? CUMOE_GATE_EXTERNAL : CUMOE_GATE_NOISY_TOPK;
+    config.loss_weight[CUMOE_LOSS_IMPORTANCE] = model->kind->losses ? LOSS_WEIGHT : 0;
+    config.loss_weight[CUMOE_LOSS_LOAD] = model->kind->losses ? LOSS_WEIGHT : 0;
+    check(cumoe_layer_create(&model->layer, model->device->handle, &config));
+    check(cumoe_weights_create(model->layer, CUMOE_DTYPE_DEFAULT, &model->weights));
+    check(cumoe_weights_create(model->layer, CUMOE_DTYPE_DEFAULT, &model->gradients));
+    check(cumoe_weights_init(model->layer, model->seed, &model->weights, NULL));
+}
+
+static void create_parameter(parameter_t *parameter, int64_t count, float *value, float *gradient)
+{
+    const size_t n = (size_t)count, size = sizeof(float);
+    *parameter = (parameter_t){.value = value ? value : host_alloc(n, size),
+                               .gradient = gradient ? gradient : host_alloc(n, size),
+                               .first_moment = host_alloc(n, size),
+                               .second_moment = host_alloc(n, size),
+                               .count = count};
+}
+
+static void create_parameters(model_t *model)
+{
+    const int64_t experts = model->kind->experts, matrices = experts * model->kind->intermediate * WIDTH;
+    const struct {
+        parameter_index_t index;
+        void *weight, *gradient;
+        int64_t count;
+    } layer[] = {{W_UP, model->weights.w_up, model->gradients.w_up, matrices},
+                 {W_DOWN, model->weights.w_down, model->gradients.w_down, matrices},
+                 {W_GATE, model->weights.w_gate, model->gradients.w_gate, experts * WIDTH},
+                 {W_NOISE, model->weights.w_noise, model->gradients.w_noise, experts * WIDTH}};
+    for (size_t i = 0; i < sizeof layer / sizeof *layer; i++) {
+        if (!layer[i].weight) continue;
+        mirror_t *weight = &model->weight[layer[i].index], *gradient = &model->gradient[layer[i].index];
+        *weight = mirror_of(model->device, layer[i].weight, (size_t)layer[i].count * sizeof(float));
+        *gradient = mirror_of(model->device, layer[i].gradient, (size_t)layer[i].count * sizeof(float));
+        mirror_to_host(model->device, weight);
+        create_parameter(&model->parameter[layer[i].index], layer[i].count, weight->host, gradient->host);
+    }
+
+    const int64_t columns = (model->symbols + SYMBOL_ALIGN - 1) / SYMBOL_ALIGN * SYMBOL_ALIGN;
+    parameter_t *embedding = &model->parameter[EMBEDDING], *softmax = &model->parameter[SOFTMAX];
+    create_parameter(embedding, (int64_t)WINDOW * model->symbols * WIDTH, NULL, NULL);
+    create_parameter(softmax, WIDTH * columns, NULL, NULL);
+    random_normal(embedding->value, embedding->count, sqrt(1.0 / WINDOW), model->seed);
+    model->softmax = (softmax_t){.symbols = model->symbols,
+                                 .columns = (int)columns,
+                                 .matrix = softmax->value,
+                                 .gradient = softmax->gradient,
+                                 .transposed = host_alloc((size_t)(WIDTH * columns), sizeof(float)),
+                                 .probability = host_alloc((size_t)(BATCH * columns), sizeof(float)),
+                                 .loss = host_alloc(BATCH, sizeof(double))};
+}
+
+static void create_buffers(model_t *model)
+{
+    const device_t *device = model->device;
+    const size_t rows = BATCH * WIDTH * sizeof(float);
+    check(cumoe_layer_buffer_sizes(model->layer, BATCH, &model->workspace_size, &model->saved_size));
+    check(cumoe_memory_alloc(device->handle, model->workspace_size, &model->workspace));
+    check(cumoe_memory_alloc(device->handle, model->saved_size, &model->saved));
+    model->x = mirror_create(device, rows);
+    model->y = mirror_create(device, rows);
+    model->dy = mirror_create(device, rows);
+    model->dx = mirror_create(device, rows);
+    model->expert = mirror_create(device, BATCH * TOP_K * sizeof(int32_t));
+    model->gate = mirror_create(device, BATCH * TOP_K * sizeof(float));
+    model->load = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
+    model->statistics = mirror_create(device, sizeof(cumoe_statistics_t));
+    if (!is_dense(model->kind)) return;
+    model->index = mirror_create(device, BATCH * sizeof(int32_t));
+    model->index_weight = mirror_create(device, BATCH * sizeof(float));
+    for (int t = 0; t < BATCH; t++) {
+        ((int32_t *)model->index.host)[t] = 0;
+        ((float *)model->index_weight.host)[t] = 1;
+    }
+    mirror_to_device(device, &model->index);
+    mirror_to_device(device, &model->index_weight);
+}
+
+void model_create(model_t *model, const device_t *device, const kind_t *kind, int symbols, uint64_t seed)
+{
+    *model = (model_t){.device = device, .kind = kind, .symbols = symbols, .seed = seed};
+    create_layer(model);
+    create_parameters(model);
+    create_buffers(model);
+}
+
+void model_destroy(model_t *model)
+{
+    for (int i = 0; i < NUM_PARAMETERS; i++) {
+        parameter_t *parameter = &model->parameter[i];
+        free(parameter->first_moment);
+        free(parameter->second_moment);
+        if (i == EMBEDDING || i == SOFTMAX) {
+            free(parameter->value);
+            free(parameter->gradient);
+        }
+        mirror_destroy(model->device, &model->weight[i]);
+        mirror_destroy(model->device, &model->gradient[i]);
+    }
+    free(model->softmax.transposed);
+    free(model->softmax.probability);
+    free(model->softmax.loss);
+    mirror_t *buffers[] = {
+        &model->x,      &model->y,    &model->dy,   &model->dx,        &model->index, &model->index_weight,
+        &model->expert, &model->gate, &model->load, &model->statistics};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) mirror_destroy(model->device, buffers[i]);
+    cumoe_memory_free(model->device->handle, model->workspace);
+    cumoe_memory_free(model->device->handle, model->saved);
+    cumoe_weights_destroy(model->layer, &model->gradients);
+    cumoe_weights_destroy(model->layer, &model->weights);
+    cumoe_layer_destroy(model->layer);
+}
+
+typedef struct layer_mode {
+    bool training; /* noise */
+    bool save;     /* a backward follows */
+    bool report;   /* experts, gates, load and statistics are wanted */
+    uint64_t offset;
+} layer_mode_t;
+
+/* y = layer(x), where x is the embedding sum of the batch. */
+static void layer_forward(model_t *model, const batch_t *batch, layer_mode_t mode)
+{
+    embedding_forward(batch, model->symbols, model->parameter[EMBEDDING].value, model->x.host);
+    mirror_to_device(model->device, &model->x);
+    cumoe_forward_args_t args = {.struct_size = sizeof args,
+                                 .num_tokens = batch->size,
+                                 .weights = &model->weights,
+                                 .x = model->x.device,
+                                 .y = model->y.device,
+                                 .training = mode.training,
+                                 .seed = model->seed,
+                                 .offset = mode.offset,
+                                 .index = model->index.device,
+                                 .index_weight = model->index_weight.device,
+                                 .workspace = model->workspace,
+                                 .workspace_size = model->workspace_size};
+    if (mode.save) {
+        args.saved = model->saved;
+        args.saved_size = model->saved_size;
+    }
+    if (mode.report) {
+        args.chosen_expert = model->expert.device;
+        args.chosen_weight = model->gate.device;
+        args.load = model->load.device;
+        args.statistics = model->statistics.device;
+    }
+    check(cumoe_layer_forward(model->layer, &args, NULL));
+    mirror_to_host(model->device, &model->y);
+}
+
+/* The residual connection: sum += row, over the batch. */
+static void add_rows(const batch_t *batch, float *sum, const float *rows)
+{
+    for (int64_t i = 0; i < batch->size * WIDTH; i++) sum[i] += rows[i];
+}
+
+static void layer_backward(model_t *model, const batch_t *batch)
+{
+    mirror_to_device(model->device, &model->dy);
+    cumoe_backward_args_t args = {.struct_size = sizeof args,
+                                  .num_tokens = batch->size,
+                                  .weights = &model->weights,
+                                  .x = model->x.device,
+                                  .dy = model->dy.device,
+                                  .training = 1,
+                                  .dx = model->dx.device,
+                                  .gradients = &model->gradients,
+                                  .workspace = model->workspace,
+                                  .workspace_size = model->workspace_size,
+                                  .saved = model->saved,
+                                  .saved_size = model->saved_size};
+    check(cumoe_layer_backward(model->layer, &args, NULL));
+    mirror_to_host(model->device, &model->dx);
+    for (int i = 0; i < NUM_PARAMETERS; i++)
+        if (model->gradient[i].size) mirror_to_host(model->device, &model->gradient[i]);
+}
+
+double model_train(model_t *model, const batch_t *batch, int64_t step, double learning_rate)
+{
+    layer_forward(model, batch, (layer_mode_t){.training = true, .save = true, .offset = (uint64_t)step});
+    float *hidden = model->y.host, *dx = model->dx.host;
+    add_rows(batch, hidden, model->x.host);
+    double loss = softmax_forward(&model->softmax, batch, hidden);
+
+    softmax_backward(&model->softmax, batch, hidden, model->dy.host);
+    layer_backward(model, batch);
+    add_rows(batch, dx, model->dy.host);
+    embedding_backward(batch, model->symbols, model->parameter[EMBEDDING].gradient, dx);
+
+    for (int i = 0; i < NUM_PARAMETERS; i++) {
+        adam_step(&model->parameter[i], step, learning_rate);
+        if (model->weight[i].size) mirror_to_device(model->device, &model->weight[i]);
+    }
+    return loss;
+}
+
+double model_evaluate(model_t *model, const batch_t *batch)
+{
+    layer_forward(model, batch, (layer_mode_t){.report = !is_dense(model->kind)});
+    mirror_to_host(model->device, &model->expert);
+    mirror_to_host(model->device, &model->gate);
+    add_rows(batch, model->y.host, model->x.host);
+    return softmax_forward(&model->softmax, batch, model->y.host);
+}
+
+void model_route(model_t *model, const batch_t *batch, uint64_t offset)
+{
+    layer_forward(model, batch, (layer_mode_t){.training = true, .report = true, .offset = offset});
+    mirror_to_host(model->device, &model->load);
+    mirror_to_host(model->device, &model->statistics);
+}

@@ -1,0 +1,116 @@
+#include "options.h"
+
+#include "device.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char help[] =
+    "Usage: cumoe-language-model --text PATH [--text PATH ...] [options]\n"
+    "\n"
+    "Trains character language models that differ in one layer: dense, and mixtures of 4, 32 and 256 experts with "
+    "the\n"
+    "same operations per character. Prints tables, and writes them with pictures into a folder.\n"
+    "\n"
+    "  --text PATH      a text to learn; may be repeated, up to 8 times. Two texts show which experts each one "
+    "uses\n"
+    "  --seeds N        train the models of the first table N times, from other random numbers    [1]\n"
+    "  --epochs X       passes over the training characters                                       [1]\n"
+    "  --steps N        steps of 1024 characters, instead of --epochs\n"
+    "  --quick          a few steps and no verdict: does everything run?\n"
+    "  --threads N      threads                                                                   [all "
+    "processors]\n"
+    "  --out DIR        folder for demo.md, demo.tsv and the pictures; made if it is missing       "
+    "[language-model]\n"
+    "  --backend NAME   cpu, cuda, or auto: cuda if there is a device                             [auto]\n"
+    "  --copy           keep host and device memory apart on the CPU as well; the same figures, slower\n"
+    "  --help           this text\n"
+    "\n"
+    "Exit status: 0 all went well and MoE-32 beats the dense layer by more than the spread; 1 an error; 2 it does "
+    "not.\n";
+
+static double number(const char *name, const char *text, double least, double most)
+{
+    char *end;
+    errno = 0;
+    double value = strtod(text, &end);
+    if (end == text || *end || errno || !(value >= least && value <= most))
+        die("%s %s: must be a number from %g to %g (see --help)", name, text, least, most);
+    return value;
+}
+
+static int integer(const char *name, const char *text, int least, int most)
+{
+    double value = number(name, text, least, most);
+    if (value != floor(value)) die("%s %s: must be a whole number (see --help)", name, text);
+    return (int)value;
+}
+
+static cumoe_backend_t backend(const char *name)
+{
+    static const struct {
+        const char *name;
+        cumoe_backend_t backend;
+    } backends[] = {{"auto", CUMOE_BACKEND_AUTO}, {"cpu", CUMOE_BACKEND_CPU}, {"cuda", CUMOE_BACKEND_CUDA}};
+    for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
+        if (strcmp(name, backends[i].name) == 0) return backends[i].backend;
+    die("--backend %s: must be cpu, cuda or auto", name);
+}
+
+void options_read(options_t *options, int argc, char **argv)
+{
+    enum { TEXT = 1, SEEDS, EPOCHS, STEPS, QUICK, THREADS, OUT, BACKEND, COPY, HELP };
+    static const struct option names[] = {{"text", required_argument, NULL, TEXT},
+                                          {"seeds", required_argument, NULL, SEEDS},
+                                          {"epochs", required_argument, NULL, EPOCHS},
+                                          {"steps", required_argument, NULL, STEPS},
+                                          {"quick", no_argument, NULL, QUICK},
+                                          {"threads", required_argument, NULL, THREADS},
+                                          {"out", required_argument, NULL, OUT},
+                                          {"backend", required_argument, NULL, BACKEND},
+                                          {"copy", no_argument, NULL, COPY},
+                                          {"help", no_argument, NULL, HELP},
+                                          {0}};
+    *options = (options_t){.seeds = 1, .epochs = 1, .out = "language-model"};
+    for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (option) {
+        case TEXT:
+            if (options->num_texts == MAX_TEXTS) die("--text: more than %d texts", MAX_TEXTS);
+            options->text[options->num_texts++] = optarg;
+            break;
+        case SEEDS:
+            options->seeds = integer("--seeds", optarg, 1, 100);
+            break;
+        case EPOCHS:
+            options->epochs = number("--epochs", optarg, 1e-6, 1e6);
+            break;
+        case STEPS:
+            options->steps = integer("--steps", optarg, 1, 1000000000);
+            break;
+        case QUICK:
+            options->quick = true;
+            break;
+        case THREADS:
+            options->threads = integer("--threads", optarg, 1, 4096);
+            break;
+        case OUT:
+            options->out = optarg;
+            break;
+        case BACKEND:
+            options->backend = backend(optarg);
+            break;
+        case COPY:
+            options->copy = true;
+            break;
+        case HELP:
+            fputs(help, stdout);
+            exit(EXIT_SUCCESS);
+        default:
+            exit(EXIT_FAILURE);
+        }
+    if (optind < argc) die("%s: not an option; a text is named by --text (see --help)", argv[optind]);
+    if (options->num_texts == 0) die("no text; name one by --text PATH, or let fetch_text.sh get two (see --help)");
+}

@@ -1,0 +1,27 @@
+/* The command line. */
+#ifndef OPTIONS_H
+#define OPTIONS_H
+
+#include "text.h"
+
+#include <cumoe/cumoe.h>
+
+#include <stdbool.h>
+
+typedef struct options {
+    int num_texts;
+    const char *text[MAX_TEXTS];
+    int seeds;
+    double epochs;
+    int64_t steps; /* 0 = as epochs says */
+    bool quick;
+    int threads; /* 0 = OpenMP's number */
+    const char *out;
+    cumoe_backend_t backend;
+    bool copy;
+} options_t;
+
+/* Ends the program on --help, and with a sentence on anything wrong. */
+void options_read(options_t *options, int argc, char **argv);
+
+#endif

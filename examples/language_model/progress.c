@@ -1,0 +1,38 @@
+#include "progress.h"
+
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+
+double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+void progress_start(progress_t *progress, double total_work)
+{
+    *progress = (progress_t){.visible = isatty(STDERR_FILENO), .start = seconds_now(), .total_work = total_work};
+}
+
+void progress_show(progress_t *progress, double work, const char *name, double perplexity, double rate)
+{
+    const double now = seconds_now(), done = progress->work + work;
+    if (!progress->visible || now - progress->shown < 0.25 || done <= 0) return;
+    progress->shown = now;
+    const int left = (int)((now - progress->start) * (progress->total_work - done) / done);
+    fprintf(stderr, "\r\033[K%3.0f %%  %-18s perplexity %6.3f  %4.0f thousand characters/s  %d:%02d left",
+            100 * done / progress->total_work, name, perplexity, 1e-3 * rate, left / 60, left % 60);
+    fflush(stderr);
+}
+
+void progress_advance(progress_t *progress, double work)
+{
+    progress->work += work;
+}
+
+void progress_clear(const progress_t *progress)
+{
+    if (progress->visible) fputs("\r\033[K", stderr);
+}

@@ -1,0 +1,240 @@
+#include "report.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <string.h>
+
+static FILE *open_file(const char *name)
+{
+    FILE *file = fopen(name, "w");
+    if (!file) die("cannot write %s: %s", name, strerror(errno));
+    return file;
+}
+
+/* To the terminal and to demo.md. */
+__attribute__((format(printf, 2, 3))) static void say(report_t *report, const char *format, ...)
+{
+    va_list list, again;
+    va_start(list, format);
+    va_copy(again, list);
+    vprintf(format, list);
+    vfprintf(report->markdown, format, again);
+    va_end(again);
+    va_end(list);
+    fflush(stdout);
+}
+
+/* To demo.md alone. */
+static void show_picture(report_t *report, const char *title, const char *file)
+{
+    if (report->pictures) fprintf(report->markdown, "![%s](%s)\n\n", title, file);
+}
+
+/* One figure to demo.tsv. */
+static void note(report_t *report, const char *table, const char *row, const char *column, double value)
+{
+    fprintf(report->table, "%s\t%s\t%s\t%.9g\n", table, row, column, value);
+}
+
+void report_open(report_t *report, const options_t *options, const text_t *text, const schedule_t *schedule,
+                 const device_t *device)
+{
+    *report = (report_t){.markdown = open_file("demo.md"), .table = open_file("demo.tsv")};
+    fprintf(report->table, "table\trow\tcolumn\tvalue\n");
+    say(report, "# Character language models: a dense layer and mixtures of experts\n\n");
+    say(report, "Text: ");
+    for (int i = 0; i < text->num_texts; i++)
+        say(report, "%s%.*s (%lld characters)", i ? ", " : "", text->name_length[i], text->name[i],
+            (long long)(text->start[i + 1] - text->start[i]));
+    say(report,
+        "; %d different characters.\nOf every %d blocks of %d characters one is held out: %lld to train on, %lld "
+        "held "
+        "out",
+        text->symbols, HELD_OUT_EVERY, BLOCK, (long long)text->num_train, (long long)text->num_held_out);
+    if (schedule->held_out_stride > 1) say(report, ", one in %lld used", (long long)schedule->held_out_stride);
+    say(report, ".\nModel: the last %d characters, a table each, summed to x (H = %d); x + layer(x); softmax.\n",
+        WINDOW, WIDTH);
+    say(report, "Mixtures: noisy top-%d gate, ReLU experts with I = %d; the dense layer has I = %d.\n", TOP_K,
+        INTERMEDIATE, DENSE_INTERMEDIATE);
+    say(report, "Training: %lld steps of %d characters (%.2f epochs), Adam from %g down to 0 in a straight line,\n",
+        (long long)schedule->steps, BATCH, (double)schedule->steps / (double)steps_per_epoch(text), LEARNING_RATE);
+    say(report, "importance loss and load loss with weight %g each; %d seed%s. Machine: %s.\n\n",
+        (double)LOSS_WEIGHT, options->seeds, options->seeds > 1 ? "s" : "",
+        cumoe_handle_description(device->handle));
+    fflush(report->markdown);
+    note(report, "protocol", "all", "steps", (double)schedule->steps);
+    note(report, "protocol", "all", "seeds", options->seeds);
+    note(report, "protocol", "all", "symbols", text->symbols);
+    note(report, "protocol", "all", "train_characters", (double)text->num_train);
+    note(report, "protocol", "all", "held_out_characters", (double)text->num_held_out);
+}
+
+void report_training(report_t *report, const kind_t *kind, uint64_t seed, const result_t *result)
+{
+    char row[64];
+    snprintf(row, sizeof row, "%s, seed %d", kind->name, (int)seed);
+    note(report, "training", row, "perplexity", result->perplexity);
+    note(report, "training", row, "characters_per_second", result->rate);
+    note(report, "training", row, "seconds", result->seconds);
+}
+
+void report_models(report_t *report, const summary_t *summary, const text_t *text)
+{
+    say(report, "## Perplexity on held-out text\n\n");
+    say(report,
+        "| layer        | perplexity (spread)    | parameters | operations per character | characters per second "
+        "|\n|---|---|--:|--:|--:|\n");
+    for (int i = 0; i <= MOE_256; i++) {
+        const summary_t *s = &summary[i];
+        char spread[32] = "";
+        if (s->seeds > 1) snprintf(spread, sizeof spread, " (%.3f to %.3f)", s->least, s->most);
+        say(report, "| %-12s | %5.3f%-17s | %10lld | %24lld | %21.0f |\n", kinds[i].name, s->mean, spread,
+            (long long)kind_parameters(&kinds[i]), (long long)kind_operations(&kinds[i]), s->rate);
+        note(report, "models", kinds[i].name, "perplexity", s->mean);
+        note(report, "models", kinds[i].name, "perplexity_least", s->least);
+        note(report, "models", kinds[i].name, "perplexity_most", s->most);
+        note(report, "models", kinds[i].name, "parameters", (double)kind_parameters(&kinds[i]));
+        note(report, "models", kinds[i].name, "operations", (double)kind_operations(&kinds[i]));
+        note(report, "models", kinds[i].name, "characters_per_second", s->rate);
+    }
+    say(report,
+        "\nOperations are multiply-adds of the layer for one character, forward in training, with both gate "
+        "matrices.\n"
+        "Around each layer stand the same %d parameters of embedding and softmax. Rates are those of training.\n\n",
+        (WINDOW + 1) * text->symbols * WIDTH);
+    show_picture(report, "Perplexity against parameters", "perplexity.svg");
+}
+
+bool report_verdict(report_t *report, const summary_t *summary, bool quick)
+{
+    const summary_t *dense = &summary[DENSE], *mixture = &summary[MOE_32];
+    double spread = dense->most - dense->least, other = mixture->most - mixture->least;
+    if (other > spread) spread = other;
+    const bool one = dense->seeds == 1;
+    const double needed = one ? MARGIN * dense->mean : spread, gain = dense->mean - mixture->mean;
+    note(report, "verdict", "MoE-32", "gain", gain);
+    note(report, "verdict", "MoE-32", "needed", needed);
+    if (quick) {
+        say(report, "A quick run: too short to judge by.\n\n");
+        return true;
+    }
+    say(report, "MoE-32 is %s than dense by %.3f (%.1f %%); asked for: better by more than %.3f (%s). **%s.**\n\n",
+        gain >= 0 ? "better" : "worse", gain >= 0 ? gain : -gain, 100 * (gain >= 0 ? gain : -gain) / dense->mean,
+        needed, one ? "the margin for one seed, 3 % of dense" : "the larger spread over the seeds",
+        gain > needed ? "Reached" : "Not reached");
+    return gain > needed;
+}
+
+void report_balance(report_t *report, const double *perplexity, const balance_t *balance)
+{
+    static const struct {
+        const char *name, *paper;
+    } row[] = {{"0.1 and 0.1", "35.6, 0.06, 0.05, 1.14"}, {"0 and 0", "39.8, 3.04, 3.01, 17.80"}};
+    say(report,
+        "## Balance of MoE-256\n\n"
+        "| weights of importance and load loss | perplexity | CV(importance) | CV(load) | max / mean load | the "
+        "paper's four (words, Table 6) |\n|---|--:|--:|--:|--:|---|\n");
+    for (int i = 0; i < 2; i++) {
+        say(report, "| %-11s | %5.3f | %5.2f | %5.2f | %5.2f | %-24s |\n", row[i].name, perplexity[i],
+            balance[i].cv_importance, balance[i].cv_load, balance[i].max_over_mean_load, row[i].paper);
+        note(report, "balance", row[i].name, "perplexity", perplexity[i]);
+        note(report, "balance", row[i].name, "cv_importance", balance[i].cv_importance);
+        note(report, "balance", row[i].name, "cv_load", balance[i].cv_load);
+        note(report, "balance", row[i].name, "max_over_mean_load", balance[i].max_over_mean_load);
+    }
+    say(report, "\nMeans over %d training batches, with noise, after training.\n\n", NOISY_BATCHES);
+    show_picture(report, "Load of every expert, with and without the losses", "load.svg");
+}
+
+/* A context and, behind the bar, the character that follows it; readable inside a Markdown table. */
+static void say_context(report_t *report, const text_t *text, int32_t position)
+{
+    say(report, "`");
+    for (int32_t i = position - WINDOW; i <= position; i++) {
+        const unsigned char c = text->alphabet[text->symbol[i]];
+        if (i == position) say(report, "` `");
+        if (c == '\n')
+            say(report, "⏎");
+        else if (c == ' ')
+            say(report, "␣");
+        else if (c < ' ' || c > '~' || c == '`' || c == '|')
+            say(report, "?");
+        else
+            say(report, "%c", c);
+    }
+    say(report, "`");
+}
+
+static void report_expert(report_t *report, const expert_view_t *view, const text_t *text)
+{
+    char row[16];
+    snprintf(row, sizeof row, "%d", view->expert);
+    say(report, "| %3d |", view->expert);
+    for (int i = 0; i < text->num_texts; i++) {
+        say(report, " %5.2f %% |", 100 * view->share[i]);
+        char column[32];
+        snprintf(column, sizeof column, "share_of_text_%d", i);
+        note(report, "experts", row, column, view->share[i]);
+    }
+    for (int i = 0; i < view->found; i++) {
+        say(report, i ? ", " : " ");
+        say_context(report, text, view->position[i]);
+        say(report, " %.2f", (double)view->gate[i]);
+    }
+    say(report, " |\n");
+}
+
+/* Some experts that have enough contexts, from one end of the list to the other. */
+static void report_some(report_t *report, const usage_t *usage, const text_t *text)
+{
+    const expert_view_t *busy[MAX_EXPERTS];
+    int count = 0;
+    for (int e = 0; e < usage->experts; e++)
+        if (usage->view[e].found == HIGHEST) busy[count++] = &usage->view[e];
+    const int shown = count < SHOWN_EXPERTS ? count : SHOWN_EXPERTS;
+    for (int i = 0; i < shown; i++) report_expert(report, busy[i * (count - 1) / (SHOWN_EXPERTS - 1)], text);
+}
+
+void report_experts(report_t *report, const usage_t *usage, const text_t *text)
+{
+    say(report,
+        "## What experts of MoE-256 learn\n\n"
+        "The contexts with the highest gate values, the character that follows, and the gate value (no noise; of\n"
+        "contexts with the same last four characters only the highest). Before them the part of each text's rows\n"
+        "that comes to the expert; equal use would be %.2f %%.\n\n| expert |",
+        100.0 / usage->experts);
+    for (int i = 0; i < text->num_texts; i++) say(report, " %.*s |", text->name_length[i], text->name[i]);
+    say(report, " contexts |\n|--:|");
+    for (int i = 0; i < text->num_texts; i++) say(report, "--:|");
+    say(report, "---|\n");
+    report_some(report, usage, text);
+    say(report, "\n");
+    if (text->num_texts < 2) return;
+    int one_sided = 0;
+    for (int e = 0; e < usage->experts; e++)
+        one_sided += usage->view[e].rows > 0 && fabs(preference(&usage->view[e]) - 0.5) > 0.25;
+    say(report,
+        "%.*s and %.*s use different experts: the total variation between the two is %.2f, and %.2f between two\n"
+        "halves of %.*s (0 = the same use, 1 = no expert in common). %d of %d experts would get more than three\n"
+        "quarters of their rows from one of the two, were they equally long.\n\n",
+        text->name_length[0], text->name[0], text->name_length[1], text->name[1], usage->distance,
+        usage->distance_within, text->name_length[0], text->name[0], one_sided, usage->experts);
+    note(report, "experts", "all", "total_variation", usage->distance);
+    note(report, "experts", "all", "total_variation_within", usage->distance_within);
+    note(report, "experts", "all", "one_sided", one_sided);
+    show_picture(report, "Which text an expert works for", "experts.svg");
+}
+
+void report_close(report_t *report, const char *folder, double seconds)
+{
+    note(report, "run", "all", "seconds", seconds);
+    const bool written = !ferror(report->markdown) && !ferror(report->table);
+    if (fclose(report->markdown) || fclose(report->table) || !written)
+        die("cannot write to %s: %s", folder, strerror(errno));
+    printf("Took %d:%02d minutes. Written to %s: demo.md (this text), demo.tsv (every figure)%s.\n",
+           (int)seconds / 60, (int)seconds % 60, folder,
+           report->pictures ? ", perplexity.svg, load.svg, experts.svg" : "");
+    if (!report->pictures)
+        printf("No pictures: gnuplot is missing or failed (gnuplot.log); the scripts are *.gp.\n");
+}

@@ -1,0 +1,79 @@
+#!/bin/sh
+# Does the language model run, say no where it must, and give the same figures whatever the threads and the memory?
+#
+#   test.sh PROGRAM FOLDER
+set -eu
+program=$(realpath "$1")
+folder=$(mktemp -d "$2/language-model-test.XXXXXX")
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
+
+fail()
+{
+    echo "FAILED: $*" >&2
+    exit 1
+}
+
+# Two texts of random words; no network needed.
+words() # seed words
+{
+    awk -v seed="$1" -v list="$2" 'BEGIN {
+        srand(seed); n = split(list, word, " ")
+        for (i = 0; i < 16000; i++) printf "%s%s", word[1 + int(n * rand())], i % 11 == 10 ? ".\n" : " "
+    }'
+}
+words 1 "and the unto him said saith begat heaven earth behold" >first.txt
+words 2 "hacker kernel compile jargon bit segfault flame quux" >second.txt
+
+# A run writes its tables and says so.
+quick() # folder options...
+{
+    out=$1
+    shift
+    "$program" --text first.txt --text second.txt --quick --steps 6 --backend cpu --out "$out" "$@" >"$out.log" ||
+        fail "a quick run: $(cat "$out.log")"
+}
+quick one --threads 1
+for file in demo.md demo.tsv perplexity.gp load.gp experts.gp; do
+    [ -s "one/$file" ] || fail "$file is missing"
+done
+for name in dense MoE-4 MoE-32 MoE-256 "Balance" "What experts"; do
+    grep -q "$name" one/demo.md || fail "demo.md does not mention $name"
+done
+grep -q nan one/demo.tsv && fail "a figure is not a number"
+
+# Threads and separate device memory change no figure; rates and seconds are the machine's.
+figures()
+{
+    grep -v 'per_second\|seconds' "$1/demo.tsv"
+}
+figures one >expected
+quick more --threads 3
+figures more | cmp - expected || fail "3 threads give other figures than 1"
+quick copy --copy
+figures copy | cmp - expected || fail "--copy gives other figures"
+
+# What is wrong is said in one sentence, and nothing is written.
+refused() # words of the sentence, then options
+{
+    sentence=$1
+    shift
+    if "$program" --out refused "$@" >refused.log 2>&1; then fail "accepted: $*"; fi
+    grep -q -- "$sentence" refused.log || fail "$*: not the sentence expected, but: $(cat refused.log)"
+    [ ! -e refused ] || fail "$*: a folder was made"
+}
+: >empty.txt
+echo short >short.txt
+refused "no text"
+refused "cannot read the text nowhere.txt" --text nowhere.txt
+refused "cannot read the text ." --text .
+refused "the text empty.txt is empty" --text empty.txt
+refused "too short" --text short.txt
+refused "must be a number" --text first.txt --seeds three
+refused "must be a number" --text first.txt --steps 0
+refused "must be a number" --text first.txt --epochs -1
+refused "must be a whole number" --text first.txt --threads 1.5
+refused "cpu, cuda or auto" --text first.txt --backend tpu
+refused "not an option" --text first.txt second.txt
+refused "unrecognized option" --text first.txt --sed 3x --nonsense
+"$program" --help | grep -q -- --seeds || fail "--help"

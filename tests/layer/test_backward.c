@@ -1,0 +1,71 @@
+/* The whole case table, backward, against the reference. */
+#include "tests/suite.h"
+
+static void body(problem_t *problem, report_t *report)
+{
+    if (!problem_run_forward(problem, report) || !problem_run_backward(problem, report)) return;
+    problem_check_backward(problem, report);
+}
+
+Test(backward, noisy_topk_in_training)
+{
+    suite_all_cases("backward", &GATE_VARIANTS[0], body);
+}
+
+Test(backward, noisy_topk_at_inference)
+{
+    suite_all_cases("backward", &GATE_VARIANTS[1], body);
+}
+
+Test(backward, softmax)
+{
+    suite_all_cases("backward", &GATE_VARIANTS[2], body);
+}
+
+Test(backward, external)
+{
+    suite_all_cases("backward", &GATE_VARIANTS[3], body);
+}
+
+/* One output at a time gives the bits that all together have. */
+static void body_parts(problem_t *problem, report_t *report)
+{
+    if (!problem_run_forward(problem, report) || !problem_run_backward(problem, report)) return;
+    problem_bits_t all = problem_outputs(problem, true);
+    const size_t dx_bytes =
+        (size_t)(problem->tokens * problem->backward.dx_stride) * real_size(problem->options.dtype);
+    void *dx = buffer_get(&problem->buffers, dx_bytes);
+    cumoe_backward_args_t part = problem->backward;
+    part.dindex_weight = NULL;
+    part.gradients = NULL;
+    part.dx = dx;
+    report_check(report, cumoe_layer_backward(problem->layer, &part, NULL) == CUMOE_SUCCESS);
+    compare_bits(report, "dx alone", dx, problem->backward.dx, dx_bytes);
+
+    cumoe_weights_t one = problem->gradients;
+    part = problem->backward;
+    part.dx = NULL;
+    part.dindex_weight = NULL;
+    part.gradients = &one;
+    void **const pointers[] = {&one.w_gate, &one.w_noise, &one.w_up, &one.w_glu, &one.w_down};
+    for (int m = 0; m < NUM_MATRICES; m++) {
+        if (!problem->gradient_bytes[m]) continue;
+        one = problem->gradients;
+        for (int other = 0; other < NUM_MATRICES; other++)
+            if (other != m) *pointers[other] = NULL;
+        if (problem_has_matrix(problem, m))
+            problem_matrix_set(problem, &problem->gradients, m, problem->gradient_before[m]);
+        if (m == MATRIX_UP && one.glu != CUMOE_GLU_SEPARATE && problem_has_matrix(problem, MATRIX_GLU))
+            problem_matrix_set(problem, &problem->gradients, MATRIX_GLU, problem->gradient_before[MATRIX_GLU]);
+        if (cumoe_layer_backward(problem->layer, &part, NULL) != CUMOE_SUCCESS)
+            report_fail(report, "%s alone: %s", PROBLEM_MATRIX_NAMES[m], cumoe_last_error());
+    }
+    problem_compare_outputs(problem, true, &all, report);
+    problem_bits_free(&all);
+    report_check(report, buffer_guards_intact(&problem->buffers));
+}
+
+Test(backward, each_output_alone)
+{
+    for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("parts", &GATE_VARIANTS[v], body_parts);
+}

@@ -1,0 +1,236 @@
+/* The caller's buffers: numbers of a call on the device, replays, saved elsewhere, offsets past 2^31. */
+#include "tests/suite.h"
+
+#include <string.h>
+#include <sys/mman.h>
+
+static void start(problem_t *p, const cumoe_handle_t *handle, const layer_case_t *layer_case, const char *test,
+                  report_t *report)
+{
+    const problem_options_t options = {.dtype = CUMOE_F32,
+                                       .activation = CUMOE_ACTIVATION_SWIGLU,
+                                       .variant = GATE_VARIANTS[0],
+                                       .seed = random_seed(test, 41),
+                                       .without_reference = true};
+    cr_assert(problem_create(p, handle, layer_case, &options, report), "%s", report->text);
+}
+
+/* saved holds no pointers: a copy at another address serves as well, and the original is not looked at. */
+Test(buffers, saved_can_be_copied)
+{
+    static const layer_case_t layer_case = {"saved", 45, 14, 18, 6, 2, .dead_tokens = 4};
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    problem_t p;
+    start(&p, handle, &layer_case, "saved", &report);
+    cr_assert(problem_run_forward(&p, &report) && problem_run_backward(&p, &report), "%s", report.text);
+    problem_bits_t bits = problem_outputs(&p, true);
+    char *copy = (char *)buffer_get(&p.buffers, p.saved_size + 32) + 32;
+    memcpy(copy, p.forward.saved, p.saved_size);
+    buffer_poison(p.forward.saved, p.saved_size);
+    p.backward.saved = copy;
+    cr_assert(problem_run_backward(&p, &report), "%s", report.text);
+    problem_compare_outputs(&p, true, &bits, &report);
+    report_check(&report, memcmp(copy, p.forward.saved, p.saved_size) != 0);
+    EXPECT_EMPTY(report);
+    problem_bits_free(&bits);
+    problem_destroy(&p);
+    cumoe_handle_destroy(handle);
+}
+
+/* Backward does not change saved. */
+Test(buffers, saved_is_constant_in_backward)
+{
+    static const layer_case_t layer_case = {"constant saved", 45, 14, 18, 6, 2};
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    problem_t p;
+    start(&p, handle, &layer_case, "constant saved", &report);
+    cr_assert(problem_run_forward(&p, &report), "%s", report.text);
+    void *copy = memcpy(buffer_get(&p.buffers, p.saved_size), p.forward.saved, p.saved_size);
+    cr_assert(problem_run_backward(&p, &report), "%s", report.text);
+    compare_bits(&report, "saved", p.forward.saved, copy, p.saved_size);
+    EXPECT_EMPTY(report);
+    problem_destroy(&p);
+    cumoe_handle_destroy(handle);
+}
+
+/* The numbers of a call in device memory mean what they mean in the argument struct. */
+Test(buffers, call_struct_equals_host_values)
+{
+    static const layer_case_t layer_case = {"call struct", 45, 14, 18, 6, 2, .first_token = 1000};
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    problem_t p;
+    start(&p, handle, &layer_case, "call struct", &report);
+    cr_assert(problem_run_forward(&p, &report) && problem_run_backward(&p, &report), "%s", report.text);
+    problem_bits_t forward = problem_outputs(&p, false), backward = problem_outputs(&p, true);
+    cumoe_call_t *call = buffer_get(&p.buffers, sizeof *call);
+    *call = (cumoe_call_t){p.forward.seed, p.forward.offset, p.forward.first_token, p.tokens};
+    p.forward.call = call;
+    p.forward.seed = p.forward.offset = 77;
+    p.forward.first_token = 77;
+    cr_assert(problem_run_forward(&p, &report) && problem_run_backward(&p, &report), "%s", report.text);
+    problem_compare_outputs(&p, false, &forward, &report);
+    problem_compare_outputs(&p, true, &backward, &report);
+    EXPECT_EMPTY(report);
+    problem_bits_free(&forward);
+    problem_bits_free(&backward);
+    problem_destroy(&p);
+    cumoe_handle_destroy(handle);
+}
+
+/* One set of arguments, replayed with other live_tokens and another seed in device memory: each replay is what a
+ * call with so many tokens gives. Values outside 0..T are taken as the nearer of the two. */
+Test(buffers, live_tokens_replays)
+{
+    enum { T = 53 };
+    static const layer_case_t layer_case = {"replays", T, 14, 18, 6, 2, .dead_tokens = 1};
+    static const int64_t replays[][2] = {{T, T},  {7, 7},    {0, 0}, {30, 30},
+                                         {-5, 0}, {1000, T}, {1, 1}, {T - 1, T - 1}};
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    problem_t p;
+    start(&p, handle, &layer_case, "replays", &report);
+    float *x = (float *)p.forward.x, *dy = (float *)p.backward.dy; /* the last row was left NaN */
+    memcpy(x + (T - 1) * 14, x, 14 * sizeof *x);
+    memcpy(dy + (T - 1) * 14, dy, 14 * sizeof *dy);
+    p.input_hash = problem_input_hash(&p);
+    for (size_t i = 0; i < sizeof replays / sizeof *replays; i++) {
+        problem_t q = p; /* the same buffers and weights, exactly live tokens */
+        const int64_t live = replays[i][1];
+        p.call->seed = 90 + i;
+        p.call->live_tokens = replays[i][0];
+        cr_assert(problem_run_forward(&p, &report) && problem_run_backward(&p, &report), "%s", report.text);
+        report_check(&report, p.call->live_tokens == replays[i][0]); /* an input */
+        report_check(&report,
+                     buffer_is_poison((float *)p.forward.y + live * 14, (size_t)(T - live) * 14 * sizeof(float)));
+        report_check(&report,
+                     buffer_is_poison((float *)p.backward.dx + live * 14, (size_t)(T - live) * 14 * sizeof(float)));
+        problem_bits_t forward = problem_outputs(&p, false), backward = problem_outputs(&p, true);
+        q.forward.call = NULL;
+        q.forward.seed = p.call->seed;
+        q.forward.offset = p.call->offset;
+        q.forward.first_token = p.call->first_token;
+        q.forward.num_tokens = q.backward.num_tokens = live;
+        cr_assert(problem_run_forward(&q, &report) && problem_run_backward(&q, &report), "%s", report.text);
+        problem_compare_outputs(&q, false, &forward, &report);
+        problem_compare_outputs(&q, true, &backward, &report);
+        problem_bits_free(&forward);
+        problem_bits_free(&backward);
+    }
+    EXPECT_EMPTY(report);
+    problem_destroy(&p);
+    cumoe_handle_destroy(handle);
+}
+
+/* Buffer sizes grow with T; those of the largest T serve the smaller ones. */
+Test(buffers, sizes_grow_with_tokens)
+{
+    static const layer_case_t layer_case = {"sizes", 8, 14, 18, 6, 2};
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    problem_t p;
+    start(&p, handle, &layer_case, "sizes", &report);
+    size_t workspace = 0, saved = 0;
+    for (int64_t t = 0; t < 5000; t = t * 9 / 8 + 1) {
+        size_t w = 0, s = 0, alone = 0;
+        cr_assert(cumoe_layer_buffer_sizes(p.layer, t, &w, &s) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+        cr_assert(cumoe_layer_buffer_sizes(p.layer, t, &alone, NULL) == CUMOE_SUCCESS);
+        report_check(&report, w >= workspace && s >= saved);
+        workspace = w, saved = s;
+    }
+    EXPECT_EMPTY(report);
+    problem_destroy(&p);
+    cumoe_handle_destroy(handle);
+}
+
+/* ---- offsets past 2^31 elements: sparse mappings, of which only a few pages exist ---- */
+
+static float *sparse(size_t elements)
+{
+    void *data = mmap(NULL, elements * sizeof(float), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    cr_assert(data != MAP_FAILED);
+    return data;
+}
+
+static void copy_rows(float *dst, int64_t dst_stride, const float *src, int64_t src_stride, int64_t rows,
+                      int64_t cols)
+{
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(dst + r * dst_stride, src + r * src_stride, (size_t)cols * sizeof *dst);
+}
+
+Test(buffers, rows_past_2_to_the_31)
+{
+    enum { T = 7, H = 14 };
+    static const layer_case_t layer_case = {"far rows", T, H, 18, 6, 2};
+    const int64_t stride = (INT64_C(1) << 29) + 4; /* the last rows start past 2^31 */
+    const size_t elements = (size_t)(T * stride);
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    problem_t p;
+    start(&p, handle, &layer_case, "far rows", &report);
+    cr_assert(problem_run_forward(&p, &report) && problem_run_backward(&p, &report), "%s", report.text);
+
+    float *x = sparse(elements), *y = sparse(elements), *dy = sparse(elements), *dx = sparse(elements);
+    copy_rows(x, stride, p.forward.x, H, T, H);
+    copy_rows(dy, stride, p.backward.dy, H, T, H);
+    cumoe_forward_args_t f = p.forward;
+    f.x = x, f.y = y, f.x_stride = f.y_stride = stride;
+    cr_assert(cumoe_layer_forward(p.layer, &f, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cumoe_backward_args_t b = p.backward;
+    b.x = x, b.dy = dy, b.dx = dx, b.x_stride = b.dy_stride = b.dx_stride = stride;
+    b.gradients = NULL;
+    cr_assert(cumoe_layer_backward(p.layer, &b, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    float near_y[T * H], near_dx[T * H];
+    copy_rows(near_y, H, y, stride, T, H);
+    copy_rows(near_dx, H, dx, stride, T, H);
+    cr_assert(problem_run_forward(&p, &report), "%s", report.text);
+    compare_bits(&report, "y", near_y, p.forward.y, sizeof near_y);
+    cr_assert(problem_run_backward(&p, &report), "%s", report.text);
+    compare_bits(&report, "dx", near_dx, p.backward.dx, sizeof near_dx);
+    EXPECT_EMPTY(report);
+    for (int i = 0; i < 4; i++) munmap((float *[]){x, y, dx, dy}[i], elements * sizeof(float));
+    problem_destroy(&p);
+    cumoe_handle_destroy(handle);
+}
+
+Test(buffers, experts_past_2_to_the_31)
+{
+    enum { T = 40, H = 14, I = 18, E = 5 };
+    static const layer_case_t layer_case = {"far experts", T, H, I, E, 2};
+    const int64_t stride = (INT64_C(1) << 29) + 4; /* the last expert starts past 2^31 */
+    const size_t elements = (size_t)(E * stride);
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    problem_t p;
+    start(&p, handle, &layer_case, "far experts", &report);
+    cr_assert(problem_run_forward(&p, &report) && problem_run_backward(&p, &report), "%s", report.text);
+    problem_bits_t forward = problem_outputs(&p, false);
+    float *near[3] = {p.gradients.w_up, p.gradients.w_glu, p.gradients.w_down}, *w[3], *g[3];
+    const float *const old[3] = {p.weights.w_up, p.weights.w_glu, p.weights.w_down};
+    for (int m = 0; m < 3; m++) {
+        w[m] = sparse(elements), g[m] = sparse(elements);
+        copy_rows(w[m], stride, old[m], I * H, E, I * H);
+    }
+    cumoe_weights_t far_weights = p.weights, far_gradients = p.gradients;
+    far_weights.up_expert_stride = far_weights.down_expert_stride = stride;
+    far_gradients.up_expert_stride = far_gradients.down_expert_stride = stride;
+    far_weights.w_up = w[0], far_weights.w_glu = w[1], far_weights.w_down = w[2];
+    far_gradients.w_up = g[0], far_gradients.w_glu = g[1], far_gradients.w_down = g[2];
+    p.forward.weights = p.backward.weights = &far_weights;
+    p.backward.gradients = &far_gradients;
+    cr_assert(cumoe_layer_forward(p.layer, &p.forward, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    problem_compare_outputs(&p, false, &forward, &report);
+    cr_assert(cumoe_layer_backward(p.layer, &p.backward, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    for (int m = 0; m < 3; m++)
+        for (int e = 0; e < E; e++)
+            compare_bits(&report, "gradient", g[m] + e * stride, near[m] + e * I * H, I * H * sizeof(float));
+    EXPECT_EMPTY(report);
+    for (int m = 0; m < 3; m++) munmap(w[m], elements * sizeof(float)), munmap(g[m], elements * sizeof(float));
+    problem_bits_free(&forward);
+    problem_destroy(&p);
+    cumoe_handle_destroy(handle);
+}

@@ -1,0 +1,84 @@
+/* Promises about bits: the company that a token is in does not matter. */
+#include "tests/suite.h"
+
+#include <string.h>
+
+static const gate_variant_t *const GATED[] = {&GATE_VARIANTS[0], &GATE_VARIANTS[1], &GATE_VARIANTS[2]};
+
+static problem_options_t options_for(int i, const gate_variant_t *variant, uint64_t seed)
+{
+    return (problem_options_t){.dtype = i & 1 ? CUMOE_F64 : CUMOE_F32,
+                               .activation = i & 2 ? CUMOE_ACTIVATION_SWIGLU : CUMOE_ACTIVATION_RELU,
+                               .variant = *variant,
+                               .seed = seed,
+                               .without_reference = true};
+}
+
+/* Tokens first .. first + count - 1 of the problem in a call of their own: y and dx as in the whole call. */
+static void check_chunk(const problem_t *p, int64_t first, int64_t count, report_t *report)
+{
+    const int64_t H = p->hidden_size, K = p->top_k;
+    const size_t real = real_size(p->options.dtype), at = (size_t)(first * H) * real;
+    const size_t bytes = (size_t)(count * H) * real;
+    buffer_list_t buffers = {0};
+    cumoe_forward_args_t f = p->forward;
+    f.num_tokens = count;
+    f.x = (const char *)p->forward.x + at;
+    f.y = buffer_get(&buffers, bytes);
+    f.first_token = p->forward.first_token + first;
+    f.chosen_expert = buffer_get(&buffers, (size_t)(count * K) * sizeof(int32_t));
+    f.chosen_weight = buffer_get(&buffers, (size_t)(count * K) * real);
+    f.expert_count = NULL;
+    f.importance = f.load = f.losses = NULL;
+    f.statistics = NULL;
+    cr_assert(cumoe_layer_buffer_sizes(p->layer, count, &f.workspace_size, &f.saved_size) == CUMOE_SUCCESS);
+    f.workspace = buffer_get(&buffers, f.workspace_size);
+    f.saved = buffer_get(&buffers, f.saved_size);
+    cr_assert(cumoe_layer_forward(p->layer, &f, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    compare_bits(report, "y", f.y, (const char *)p->forward.y + at, bytes);
+    compare_bits(report, "chosen_expert", f.chosen_expert, p->forward.chosen_expert + first * K,
+                 (size_t)(count * K) * sizeof(int32_t));
+    compare_bits(report, "chosen_weight", f.chosen_weight,
+                 (const char *)p->forward.chosen_weight + (size_t)(first * K) * real, (size_t)(count * K) * real);
+
+    cumoe_backward_args_t b = p->backward;
+    b.num_tokens = count;
+    b.x = f.x;
+    b.dy = (const char *)p->backward.dy + at;
+    b.dx = buffer_get(&buffers, bytes);
+    b.gradients = NULL;
+    b.workspace = f.workspace, b.workspace_size = f.workspace_size;
+    b.saved = f.saved, b.saved_size = f.saved_size;
+    cr_assert(cumoe_layer_backward(p->layer, &b, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    compare_bits(report, "dx", b.dx, (const char *)p->backward.dx + at, bytes);
+    report_check(report, buffer_guards_intact(&buffers));
+    buffer_free_all(&buffers);
+}
+
+/* A token's bits hang on nothing but the token: alone, in company, at any position. */
+Test(invariance, alone_and_in_company)
+{
+    enum { T = 4096 };
+    static const layer_case_t sizes[] = {{"invariance", T, 24, 40, 16, 2, .first_token = 100},
+                                         {"invariance, odd", T, 36, 37, 9, 3}};
+    static const double no_losses[CUMOE_NUM_LOSSES] = {0};
+    const uint64_t seed = random_seed("invariance", 21);
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    for (int i = 0; i < 4 * 3; i++) {
+        random_state_t random = random_start(seed);
+        const problem_options_t options = options_for(i % 4, GATED[i / 4], seed);
+        problem_t p;
+        cr_assert(problem_create(&p, handle, &sizes[i % 2], &options, &report), "%s", report.text);
+        p.backward.loss_gradient = memcpy(buffer_get(&p.buffers, sizeof no_losses), no_losses, sizeof no_losses);
+        if (problem_run_forward(&p, &report) && problem_run_backward(&p, &report)) {
+            for (int64_t t = 0; t < T; t += 1 + random_below(&random, 128)) check_chunk(&p, t, 1, &report);
+            check_chunk(&p, T - 1, 1, &report);
+            static const int64_t lengths[] = {2, 3, 7, 16, 33, 100, 1000, 2049};
+            for (int l = 0; l < 8; l++) check_chunk(&p, random_below(&random, T - lengths[l]), lengths[l], &report);
+        }
+        problem_destroy(&p);
+    }
+    cumoe_handle_destroy(handle);
+    EXPECT_EMPTY(report);
+}

@@ -1,0 +1,123 @@
+/* The tables of cases, in plain C: the same rows serve every suite and every backend. */
+#ifndef CUMOE_TESTS_CASES_H
+#define CUMOE_TESTS_CASES_H
+
+#include <cumoe/layer.h>
+
+/* What the numbers of a case look like. */
+typedef enum case_pattern {
+    PATTERN_RANDOM,            /* everything normal */
+    PATTERN_ONE_EXPERT,        /* the last expert is every token's first choice */
+    PATTERN_EMPTY_EXPERTS,     /* the first and the last expert get no token */
+    PATTERN_TIES,              /* all logits equal: w_gate = 0 */
+    PATTERN_ZERO_X,            /* x = 0: logits 0, pre-activations on the kink */
+    PATTERN_NONFINITE_WEIGHTS, /* gate rows of experts with NaN, +Inf, -Inf in them */
+    PATTERN_NONFINITE_TOKENS,  /* every third row of x is NaN */
+    PATTERN_ALL_REFUSED,       /* logits are all +Inf for one half of the tokens, all -Inf for the other */
+    PATTERN_SENTINELS,         /* EXTERNAL: -1, E, far outside, whole tokens without an expert */
+    PATTERN_DUPLICATES         /* EXTERNAL: the same expert in every slot of a token */
+} case_pattern_t;
+
+typedef enum case_layout {
+    LAYOUT_PLAIN,
+    LAYOUT_PADDED,    /* gaps between rows and between experts */
+    LAYOUT_TRANSPOSED /* row stride 1 */
+} case_layout_t;
+
+typedef struct layer_case {
+    const char *name;
+    int32_t tokens, hidden_size, intermediate_size, experts, top_k;
+    case_pattern_t pattern;
+    int32_t mask_period; /* every n-th token is padding; 1 = all; 0 = no mask */
+    int32_t
+        dead_tokens; /* the numbers come by cumoe_call_t, and so many tokens at the end are not live; 0 = no call */
+    int32_t stride_gap; /* stride of x, y, dx, dy is H + so much */
+    cumoe_gradient_mode_t mode;
+    cumoe_glu_placement_t glu; /* where the activation has one */
+    case_layout_t layout;
+    int32_t plain_gradients; /* gradients PLAIN and SEPARATE whatever the weights are */
+    int32_t wide_index;      /* EXTERNAL: int64 indices */
+    int64_t first_token;
+} layer_case_t;
+
+/* clang-format off */
+static const layer_case_t LAYER_CASES[] = {
+    /*                           T    H   I   E   K  */
+    {"small",                    8,   4,  6,  4,  2, .pattern = PATTERN_RANDOM},
+    {"odd sizes",              101,  37, 53, 11,  3, .pattern = PATTERN_RANDOM},
+    {"long rows",               19, 257, 67,  5,  2, .pattern = PATTERN_RANDOM},
+    {"wide experts",            19,  33, 301, 3,  2, .pattern = PATTERN_RANDOM},
+    {"even sizes",              96,  32, 64,  8,  2, .pattern = PATTERN_RANDOM},
+    {"T = 0",                    0,   5,  7,  4,  2, .pattern = PATTERN_RANDOM},
+    {"T = 1",                    1,  13, 17,  6,  2, .pattern = PATTERN_RANDOM},
+    {"H = I = 1",               21,   1,  1,  3,  2, .pattern = PATTERN_RANDOM},
+    {"E = 1",                   23,  11, 13,  1,  1, .pattern = PATTERN_RANDOM},
+    {"K = E",                   29,  11, 13,  5,  5, .pattern = PATTERN_RANDOM},
+    {"K = 1",                   31,  11, 13,  7,  1, .pattern = PATTERN_RANDOM},
+    {"K = E - 1",               31,  11, 13,  5,  4, .pattern = PATTERN_RANDOM},
+    {"more experts than rows",   7,  11, 13, 61,  2, .pattern = PATTERN_RANDOM},
+    {"many choices",            17,   9, 11, 67, 33, .pattern = PATTERN_RANDOM},
+    {"one expert",              41,  15, 19,  6,  1, .pattern = PATTERN_ONE_EXPERT},
+    {"one expert first",        41,  15, 19,  6,  2, .pattern = PATTERN_ONE_EXPERT},
+    {"empty experts",           41,  15, 19,  7,  2, .pattern = PATTERN_EMPTY_EXPERTS},
+    {"empty experts, add",      41,  15, 19,  7,  2, .pattern = PATTERN_EMPTY_EXPERTS, .mode = CUMOE_GRADIENT_ADD},
+    {"ties",                    17,   9, 11,  7,  3, .pattern = PATTERN_TIES},
+    {"x = 0",                   17,   9, 11,  7,  3, .pattern = PATTERN_ZERO_X},
+    {"gate weights not finite", 37,   9, 11,  8,  2, .pattern = PATTERN_NONFINITE_WEIGHTS},
+    {"few usable logits",       37,   9, 11,  8,  6, .pattern = PATTERN_NONFINITE_WEIGHTS},
+    {"tokens not finite",       37,   9, 11,  8,  2, .pattern = PATTERN_NONFINITE_TOKENS},
+    {"no usable logit",         37,   9, 11,  8,  2, .pattern = PATTERN_ALL_REFUSED},
+    {"sentinels",               37,   9, 11,  8,  3, .pattern = PATTERN_SENTINELS},
+    {"sentinels, wide",         37,   9, 11,  8,  3, .pattern = PATTERN_SENTINELS, .wide_index = 1},
+    {"duplicates",              37,   9, 11,  8,  3, .pattern = PATTERN_DUPLICATES},
+    {"padding",                 53,  17, 19,  8,  2, .pattern = PATTERN_RANDOM, .mask_period = 3},
+    {"all padding",             13,  17, 19,  8,  2, .pattern = PATTERN_RANDOM, .mask_period = 1},
+    {"live tokens",             53,  17, 19,  8,  2, .pattern = PATTERN_RANDOM, .dead_tokens = 12},
+    {"no live token",           11,  17, 19,  8,  2, .pattern = PATTERN_RANDOM, .dead_tokens = 11},
+    {"live tokens and padding", 53,  17, 19,  8,  2, .pattern = PATTERN_RANDOM, .dead_tokens = 12, .mask_period = 4,
+     .mode = CUMOE_GRADIENT_ADD, .first_token = 5},
+    {"strides",                 29,  17, 19,  8,  2, .pattern = PATTERN_RANDOM, .stride_gap = 5},
+    {"strides, odd bytes",      29,  16, 16,  8,  2, .pattern = PATTERN_RANDOM, .stride_gap = 1},
+    {"add",                     61,  21, 23,  6,  2, .pattern = PATTERN_RANDOM, .mode = CUMOE_GRADIENT_ADD},
+    {"far token",               29,  17, 19,  8,  2, .pattern = PATTERN_RANDOM, .first_token = INT64_C(1) << 40},
+    {"glu first",               29,  17, 19,  5,  2, .glu = CUMOE_GLU_FIRST},
+    {"glu last",                29,  17, 19,  5,  2, .glu = CUMOE_GLU_LAST, .mode = CUMOE_GRADIENT_ADD},
+    {"glu interleaved",         29,  17, 19,  5,  2, .glu = CUMOE_GLU_INTERLEAVED},
+    {"padded weights",          29,  17, 19,  5,  2, .layout = LAYOUT_PADDED},
+    {"transposed",              29,  17, 19,  5,  2, .layout = LAYOUT_TRANSPOSED, .mode = CUMOE_GRADIENT_ADD},
+    {"transposed, interleaved", 29,  17, 19,  5,  2, .layout = LAYOUT_TRANSPOSED, .glu = CUMOE_GLU_INTERLEAVED},
+    {"gradients plain",         29,  17, 19,  5,  2, .layout = LAYOUT_TRANSPOSED, .glu = CUMOE_GLU_INTERLEAVED,
+     .plain_gradients = 1},
+    {"padded, glu first",       29,  17, 19,  5,  2, .layout = LAYOUT_PADDED, .glu = CUMOE_GLU_FIRST},
+};
+/* clang-format on */
+
+enum { NUM_LAYER_CASES = sizeof LAYER_CASES / sizeof *LAYER_CASES };
+
+/* The gates that a case runs with. */
+typedef struct gate_variant {
+    const char *name;
+    cumoe_gate_kind_t gate;
+    int32_t training;
+} gate_variant_t;
+
+static const gate_variant_t GATE_VARIANTS[] = {
+    {"noisy top-k, training", CUMOE_GATE_NOISY_TOPK, 1},
+    {"noisy top-k, inference", CUMOE_GATE_NOISY_TOPK, 0},
+    {"softmax", CUMOE_GATE_SOFTMAX, 1},
+    {"external", CUMOE_GATE_EXTERNAL, 1},
+};
+
+enum { NUM_GATE_VARIANTS = sizeof GATE_VARIANTS / sizeof *GATE_VARIANTS };
+
+/* Does the pattern mean anything with this gate? */
+static inline int case_applies(const layer_case_t *layer_case, const gate_variant_t *variant)
+{
+    const int external_only = layer_case->pattern == PATTERN_SENTINELS || layer_case->pattern == PATTERN_DUPLICATES;
+    if (variant->gate == CUMOE_GATE_EXTERNAL)
+        return external_only || layer_case->pattern == PATTERN_RANDOM || layer_case->pattern == PATTERN_ZERO_X ||
+               layer_case->pattern == PATTERN_ONE_EXPERT || layer_case->pattern == PATTERN_EMPTY_EXPERTS;
+    return !external_only;
+}
+
+#endif

@@ -1,0 +1,111 @@
+/* A case made flesh: buffers, weights in the asked layout, argument structs ready to call, and beside them the same
+ * numbers in double precision with the reference's answer. Every buffer is guarded and poisoned. */
+#ifndef CUMOE_TESTS_PROBLEM_H
+#define CUMOE_TESTS_PROBLEM_H
+
+#include "tests/support/buffers.h"
+#include "tests/support/cases.h"
+#include "tests/support/compare.h"
+#include "tests/support/reference.h"
+
+#include <cumoe/cumoe.h>
+
+/* What is varied beside the case. */
+typedef struct problem_options {
+    cumoe_dtype_t dtype; /* F32, F64 */
+    cumoe_activation_t activation;
+    gate_variant_t variant;
+    uint64_t seed;
+    int32_t recompute, max_threads;
+    bool without_reference; /* no expected values (large cases): margins are not looked at */
+} problem_options_t;
+
+typedef struct problem {
+    char name[160];
+    layer_case_t layer_case;
+    problem_options_t options;
+    const cumoe_handle_t *handle;
+    cumoe_config_t config;
+    cumoe_layer_t *layer;
+    buffer_list_t buffers;
+    int64_t tokens, live_tokens, hidden_size, intermediate_size, experts, top_k; /* top_k = slots of a token */
+
+    cumoe_call_t *call; /* NULL when the numbers stand in the argument struct */
+    cumoe_weights_t weights, gradients;
+    size_t weight_bytes[5], gradient_bytes[5]; /* in the order of problem_matrix_t; 0 where there is no array */
+    size_t workspace_size, saved_size;
+    uint64_t input_hash; /* of x and weights: nobody may change them */
+    cumoe_forward_args_t forward;
+    cumoe_backward_args_t backward;
+
+    double *gradient_before[5]; /* [E, rows, cols]: what is there before the backward call */
+    reference_input_t input;
+    reference_result_t expected;
+} problem_t;
+
+/* The matrices of a layer in the order of gradient_size. */
+typedef enum problem_matrix {
+    MATRIX_GATE,
+    MATRIX_NOISE,
+    MATRIX_UP,
+    MATRIX_GLU,
+    MATRIX_DOWN,
+    NUM_MATRICES
+} problem_matrix_t;
+
+extern const char *const PROBLEM_MATRIX_NAMES[NUM_MATRICES];
+
+/* false, with a line in the report: the layer could not be created. Destroy it in either case. */
+bool problem_create(problem_t *problem, const cumoe_handle_t *handle, const layer_case_t *layer_case,
+                    const problem_options_t *options, report_t *report);
+void problem_destroy(problem_t *problem);
+
+/* Poison every output, then call; a status other than success goes into the report. */
+bool problem_run_forward(problem_t *problem, report_t *report);
+bool problem_run_backward(problem_t *problem, report_t *report);
+
+/* Everything that the call wrote, and that it wrote nothing else. */
+void problem_check_forward(problem_t *problem, report_t *report);
+void problem_check_backward(problem_t *problem, report_t *report);
+
+/* Of x, dy and weights as they stand now. */
+uint64_t problem_input_hash(const problem_t *problem);
+
+/* What a result may be off, relative to its norm: independent roundings add up with the square root of their
+ * number. */
+double problem_limit(const problem_t *problem);
+
+/* The same for what importance and load have a part in: those are sums in fixed point. */
+double problem_sum_limit(const problem_t *problem);
+
+bool problem_has_matrix(const problem_t *problem, problem_matrix_t matrix);
+
+/* Where a matrix of one expert stands inside weights or gradients. */
+real_view_t problem_matrix_view(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,
+                                int64_t expert);
+
+/* Give weights a layout and buffers; bytes[] takes the size of every array. */
+void problem_weights_layout(problem_t *problem, cumoe_weights_t *weights, cumoe_glu_placement_t glu,
+                            case_layout_t layout, size_t *bytes);
+
+/* Between a matrix of all experts as the reference has it, [E, rows, cols], and as the library has it. */
+void problem_matrix_set(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,
+                        const double *values);
+void problem_matrix_get(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,
+                        double *values);
+int64_t problem_matrix_elements(const problem_t *problem, problem_matrix_t matrix);
+void *const *problem_matrix_pointer(const cumoe_weights_t *weights, problem_matrix_t matrix);
+
+/* Every output of a run, copied into one block, to compare two runs bit for bit. */
+typedef struct problem_bits {
+    size_t size;
+    unsigned char *data;
+} problem_bits_t;
+
+problem_bits_t problem_outputs(const problem_t *problem, bool backward);
+/* The same bits as those? */
+void problem_compare_outputs(const problem_t *problem, bool backward, const problem_bits_t *expected,
+                             report_t *report);
+void problem_bits_free(problem_bits_t *bits);
+
+#endif

@@ -1,0 +1,310 @@
+/* Running a problem and looking at everything that came back. */
+#include "tests/support/problem.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+double problem_limit(const problem_t *p)
+{
+    const int64_t length = p->tokens + p->hidden_size + p->intermediate_size + p->experts;
+    return 8 * sqrt((double)length) * real_rounding_unit(p->options.dtype);
+}
+
+double problem_sum_limit(const problem_t *p)
+{
+    const double unit = ldexp(0.5, -CUMOE_FIXED_POINT_BITS(p->options.dtype));
+    return problem_limit(p) + 8 * sqrt((double)p->tokens) * unit;
+}
+
+/* ---- outputs ---- */
+
+typedef struct output {
+    const char *name;
+    void *data;
+    size_t size;
+} output_t;
+
+enum { MAX_OUTPUTS = 8 };
+
+static size_t row_bytes(const problem_t *p, int64_t stride)
+{
+    return (size_t)(p->tokens * stride) * real_size(p->options.dtype);
+}
+
+static int forward_outputs(const problem_t *p, output_t *outputs)
+{
+    const cumoe_forward_args_t *a = &p->forward;
+    const size_t real = real_size(p->options.dtype), E = (size_t)p->experts, slots = (size_t)(p->tokens * p->top_k);
+    const output_t all[] = {
+        {"y", a->y, row_bytes(p, a->y_stride)},
+        {"chosen_expert", a->chosen_expert, slots * sizeof(int32_t)},
+        {"chosen_weight", a->chosen_weight, slots * real},
+        {"expert_count", a->expert_count, E * sizeof(int32_t)},
+        {"importance", a->importance, E * real},
+        {"load", a->load, E * real},
+        {"losses", a->losses, CUMOE_NUM_LOSSES * real},
+        {"statistics", a->statistics, sizeof *a->statistics},
+    };
+    memcpy(outputs, all, sizeof all);
+    return (int)(sizeof all / sizeof *all);
+}
+
+static int backward_outputs(const problem_t *p, output_t *outputs)
+{
+    const size_t slots = (size_t)(p->tokens * p->top_k);
+    int n = 0;
+    outputs[n++] = (output_t){"dx", p->backward.dx, row_bytes(p, p->backward.dx_stride)};
+    if (p->backward.dindex_weight)
+        outputs[n++] = (output_t){"dindex_weight", p->backward.dindex_weight, slots * real_size(p->options.dtype)};
+    for (int m = 0; m < NUM_MATRICES; m++)
+        if (p->gradient_bytes[m])
+            outputs[n++] = (output_t){PROBLEM_MATRIX_NAMES[m], *problem_matrix_pointer(&p->gradients, m),
+                                      p->gradient_bytes[m]};
+    return n;
+}
+
+static int outputs_of(const problem_t *p, bool backward, output_t *outputs)
+{
+    return backward ? backward_outputs(p, outputs) : forward_outputs(p, outputs);
+}
+
+problem_bits_t problem_outputs(const problem_t *p, bool backward)
+{
+    output_t outputs[MAX_OUTPUTS];
+    const int n = outputs_of(p, backward, outputs);
+    problem_bits_t bits = {0, NULL};
+    for (int i = 0; i < n; i++) bits.size += outputs[i].size;
+    bits.data = malloc(bits.size + 1);
+    for (size_t i = 0, at = 0; bits.data && i < (size_t)n; at += outputs[i++].size)
+        memcpy(bits.data + at, outputs[i].data, outputs[i].size);
+    return bits;
+}
+
+void problem_compare_outputs(const problem_t *p, bool backward, const problem_bits_t *expected, report_t *report)
+{
+    output_t outputs[MAX_OUTPUTS];
+    const int n = outputs_of(p, backward, outputs);
+    size_t at = 0;
+    for (int i = 0; i < n; at += outputs[i++].size)
+        compare_bits(report, outputs[i].name, outputs[i].data, expected->data + at, outputs[i].size);
+}
+
+void problem_bits_free(problem_bits_t *bits)
+{
+    free(bits->data);
+    *bits = (problem_bits_t){0, NULL};
+}
+
+/* ---- running ---- */
+
+static bool run(problem_t *p, bool backward, report_t *report)
+{
+    output_t outputs[MAX_OUTPUTS];
+    const int n = outputs_of(p, backward, outputs);
+    report->context = p->name;
+    for (int i = 0; i < n; i++) buffer_poison(outputs[i].data, outputs[i].size);
+    for (int m = 0; m < NUM_MATRICES && backward; m++)
+        if (problem_has_matrix(p, m)) problem_matrix_set(p, &p->gradients, m, p->gradient_before[m]);
+    buffer_poison(p->forward.workspace, p->workspace_size);
+    if (!backward && p->forward.saved) buffer_poison(p->forward.saved, p->saved_size);
+    const cumoe_status_t status = backward ? cumoe_layer_backward(p->layer, &p->backward, NULL)
+                                           : cumoe_layer_forward(p->layer, &p->forward, NULL);
+    if (status != CUMOE_SUCCESS) report_fail(report, "%s", cumoe_last_error());
+    report_check(report, buffer_guards_intact(&p->buffers));
+    report_check(report, problem_input_hash(p) == p->input_hash);
+    return status == CUMOE_SUCCESS;
+}
+
+bool problem_run_forward(problem_t *p, report_t *report)
+{
+    return run(p, false, report);
+}
+
+bool problem_run_backward(problem_t *p, report_t *report)
+{
+    return run(p, true, report);
+}
+
+/* ---- comparing ---- */
+
+static bool padding(const problem_t *p, int64_t t)
+{
+    return p->input.token_mask && !p->input.token_mask[t];
+}
+
+/* Rows of tokens: as expected, exactly 0 for padding, untouched beyond the live ones and between the rows. */
+static void check_rows(const problem_t *p, const char *what, const void *data, int64_t stride,
+                       const double *expected, double limit, report_t *report)
+{
+    const int64_t H = p->hidden_size;
+    const size_t real = real_size(p->options.dtype);
+    const char *bytes = data;
+    const real_view_t view = {(void *)data, p->options.dtype, p->live_tokens, H, stride, 1};
+    if (expected) compare_view(report, what, view, expected, limit);
+    for (int64_t t = 0; t < p->tokens; t++) {
+        const char *row = bytes + (size_t)(t * stride) * real;
+        const bool live = t < p->live_tokens;
+        if (!buffer_is_poison(row + (live ? (size_t)H * real : 0), (size_t)(live ? stride - H : stride) * real))
+            report_fail(report, "%s: written outside of live rows, near row %" PRId64, what, t);
+        for (int64_t h = 0; h < H && live && padding(p, t); h++)
+            if (real_get(row, p->options.dtype, h) != 0)
+                report_fail(report, "%s: row %" PRId64 " is padding and not 0", what, t);
+    }
+}
+
+/* Padding and tokens that are not live have no experts. */
+static void check_choices(const problem_t *p, report_t *report)
+{
+    const int64_t slots = p->tokens * p->top_k;
+    for (int64_t s = 0; s < slots; s++)
+        if (p->forward.chosen_expert[s] != p->expected.expert[s]) {
+            report_fail(report, "chosen_expert: slot %" PRId64 " of token %" PRId64 " is %d, expected %d",
+                        s % p->top_k, s / p->top_k, p->forward.chosen_expert[s], p->expected.expert[s]);
+            break;
+        }
+    compare_vector(report, "chosen_weight", p->forward.chosen_weight, p->options.dtype, slots, p->expected.weight,
+                   problem_limit(p));
+    for (int64_t s = 0; s < slots; s++)
+        if (p->expected.weight[s] == 0 && p->expected.expert[s] < 0)
+            report_check(report, real_get(p->forward.chosen_weight, p->options.dtype, s) == 0);
+}
+
+/* CV^2 of numbers that are off by a relative limit: CV is off by about the limit. */
+static void check_losses(const problem_t *p, report_t *report)
+{
+    const double limit = problem_sum_limit(p);
+    for (int l = 0; l < CUMOE_NUM_LOSSES; l++) {
+        const double actual = real_get(p->forward.losses, p->options.dtype, l), expected = p->expected.losses[l];
+        const double allowed = limit * (expected + 2 * sqrt(expected) + limit);
+        if (!(fabs(actual - expected) <= allowed))
+            report_fail(report, "losses[%d] = %.9g, expected %.9g +- %.3g", l, actual, expected, allowed);
+    }
+}
+
+static void check_count(report_t *report, const char *what, int64_t actual, int64_t expected)
+{
+    if (actual != expected)
+        report_fail(report, "statistics.%s = %" PRId64 ", expected %" PRId64, what, actual, expected);
+}
+
+static void check_ratio(report_t *report, const char *what, double actual, double expected, double limit)
+{
+    if (!(fabs(actual - expected) <= limit * (1 + expected)))
+        report_fail(report, "statistics.%s = %.9g, expected %.9g", what, actual, expected);
+}
+
+static void check_statistics(const problem_t *p, report_t *report)
+{
+    const cumoe_statistics_t *a = p->forward.statistics, *e = &p->expected.statistics;
+    const double limit = problem_sum_limit(p);
+    check_count(report, "tokens", a->tokens, e->tokens);
+    check_count(report, "rows", a->rows, e->rows);
+    check_count(report, "nan_logits", a->nan_logits, e->nan_logits);
+    check_count(report, "nan_tokens", a->nan_tokens, e->nan_tokens);
+    check_count(report, "bad_indices", a->bad_indices, e->bad_indices);
+    check_count(report, "dropped_rows", a->dropped_rows, 0);
+    check_count(report, "exchange_overflow", a->exchange_overflow, 0);
+    check_count(report, "max_count", a->max_count, e->max_count);
+    check_ratio(report, "cv_importance", a->cv_importance, e->cv_importance, limit);
+    check_ratio(report, "cv_load", a->cv_load, e->cv_load, limit);
+    check_ratio(report, "max_over_mean_load", a->max_over_mean_load, e->max_over_mean_load, limit);
+    check_ratio(report, "max_over_mean_count", a->max_over_mean_count, e->max_over_mean_count, limit);
+}
+
+void problem_check_forward(problem_t *p, report_t *report)
+{
+    report->context = p->name;
+    check_rows(p, "y", p->forward.y, p->forward.y_stride, p->expected.y, problem_limit(p), report);
+    check_choices(p, report);
+    for (int64_t e = 0; e < p->experts; e++)
+        if (p->forward.expert_count[e] != p->expected.count[e])
+            report_fail(report, "expert_count[%" PRId64 "] = %d, expected %" PRId64, e, p->forward.expert_count[e],
+                        p->expected.count[e]);
+    compare_vector(report, "importance", p->forward.importance, p->options.dtype, p->experts,
+                   p->expected.importance, problem_sum_limit(p));
+    compare_vector(report, "load", p->forward.load, p->options.dtype, p->experts, p->expected.load,
+                   problem_sum_limit(p));
+    check_losses(p, report);
+    check_statistics(p, report);
+}
+
+static const double *expected_gradient(const problem_t *p, problem_matrix_t matrix)
+{
+    const double *const gradients[] = {p->expected.dw_gate, p->expected.dw_noise, p->expected.dw_up,
+                                       p->expected.dw_glu, p->expected.dw_down};
+    return gradients[matrix];
+}
+
+/* An expert without rows: zeros with WRITE, nothing happened with ADD. */
+static void check_idle_experts(const problem_t *p, problem_matrix_t matrix, const double *actual, report_t *report)
+{
+    const int64_t elements = problem_matrix_elements(p, matrix) / p->experts;
+    if (matrix == MATRIX_GATE || matrix == MATRIX_NOISE) return;
+    for (int64_t e = 0; e < p->experts; e++) {
+        if (p->expected.count[e] > 0) continue;
+        for (int64_t i = e * elements; i < (e + 1) * elements; i++) {
+            const double wanted = p->layer_case.mode == CUMOE_GRADIENT_ADD ? p->gradient_before[matrix][i] : 0;
+            if (actual[i] == wanted) continue;
+            report_fail(report, "%s: expert %" PRId64 " has no rows, but its gradient is %g, not %g",
+                        PROBLEM_MATRIX_NAMES[matrix], e, actual[i], wanted);
+            break;
+        }
+    }
+}
+
+static void check_gradient(problem_t *p, problem_matrix_t matrix, report_t *report)
+{
+    const int64_t n = problem_matrix_elements(p, matrix);
+    const double *computed = expected_gradient(p, matrix);
+    double *actual = malloc((size_t)n * sizeof *actual), *wanted = malloc((size_t)n * sizeof *wanted);
+    if (!actual || !wanted) {
+        report_fail(report, "no memory to compare");
+    } else {
+        problem_matrix_get(p, &p->gradients, matrix, actual);
+        for (int64_t i = 0; i < n; i++)
+            wanted[i] =
+                computed[i] + (p->layer_case.mode == CUMOE_GRADIENT_ADD ? p->gradient_before[matrix][i] : 0);
+        compare_scaled(report, PROBLEM_MATRIX_NAMES[matrix], n, actual, wanted,
+                       matrix <= MATRIX_NOISE ? problem_sum_limit(p) : problem_limit(p));
+        check_idle_experts(p, matrix, actual, report);
+    }
+    free(actual);
+    free(wanted);
+}
+
+/* Poison all elements: what is left of the array, the gaps, must be poison already. */
+static void check_gaps(problem_t *p, report_t *report)
+{
+    for (int m = 0; m < NUM_MATRICES; m++)
+        for (int64_t e = 0; e < p->experts && problem_has_matrix(p, m); e++) {
+            const real_view_t view = problem_matrix_view(p, &p->gradients, m, e);
+            for (int64_t i = 0; i < view.rows * view.cols; i++)
+                buffer_poison((char *)view.data +
+                                  (size_t)(i / view.cols * view.row_stride + i % view.cols * view.col_stride) *
+                                      real_size(view.dtype),
+                              real_size(view.dtype));
+        }
+    for (int m = 0; m < NUM_MATRICES; m++)
+        if (p->gradient_bytes[m] &&
+            !buffer_is_poison(*problem_matrix_pointer(&p->gradients, m), p->gradient_bytes[m]))
+            report_fail(report, "%s: written between the rows", PROBLEM_MATRIX_NAMES[m]);
+}
+
+void problem_check_backward(problem_t *p, report_t *report)
+{
+    report->context = p->name;
+    /* A product of 0 with a weight or token that is not finite may be NaN: those gradients promise nothing. */
+    const case_pattern_t pattern = p->layer_case.pattern;
+    const bool weights_finite = pattern != PATTERN_NONFINITE_WEIGHTS && pattern != PATTERN_ALL_REFUSED;
+    const bool tokens_finite = pattern != PATTERN_NONFINITE_TOKENS;
+    check_rows(p, "dx", p->backward.dx, p->backward.dx_stride,
+               weights_finite && tokens_finite ? p->expected.dx : NULL, problem_sum_limit(p), report);
+    for (int m = 0; m < NUM_MATRICES; m++)
+        if (problem_has_matrix(p, m) && (tokens_finite || m >= MATRIX_UP)) check_gradient(p, m, report);
+    if (p->backward.dindex_weight)
+        compare_vector(report, "dindex_weight", p->backward.dindex_weight, p->options.dtype, p->tokens * p->top_k,
+                       p->expected.dweight, problem_limit(p));
+    check_gaps(p, report);
+}

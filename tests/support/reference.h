@@ -1,0 +1,92 @@
+/* The layer once more, in double precision, straight from the formulas of the paper and as naive as possible: no
+ * sorting of rows, no tiles, no threads, every array at full size. It shares nothing with the library but the
+ * public enumerations; the noise comes in as an array. Results are kept per token and slot (the j-th choice of
+ * token t is slot t * K + j), so that a test of a single stage finds what it needs.
+ *
+ *   c = x w_gate^T     s = max(softplus(x w_noise^T) + noise_epsilon, FLT_MIN)     v = c + noise * s
+ *   weights = softmax over the K largest of v           importance_e = sum_t weight     (eq. 3-6)
+ *   P(x, i) = Phi((c_i - kth_excluding(v, K, i)) / s_i)       load_i = sum_t P          (eq. 8-10)
+ *   losses  = CV^2 of importance, CV^2 of load                                          (eq. 7, 11)
+ *   y = sum over choices of weight * act(x w_up^T ...) w_down^T                         (eq. 1) */
+#ifndef CUMOE_TESTS_REFERENCE_H
+#define CUMOE_TESTS_REFERENCE_H
+
+#include <cumoe/types.h>
+
+#include <stdbool.h>
+
+typedef struct reference_input {
+    cumoe_gate_kind_t gate; /* NOISY_TOPK, SOFTMAX (top_k = experts), EXTERNAL */
+    cumoe_activation_t activation;
+    int64_t tokens, live_tokens; /* T, and how many of them are computed */
+    int64_t hidden_size, intermediate_size, experts, top_k;
+    bool training;
+    double noise_epsilon;
+
+    const uint8_t *token_mask;  /* [T] or NULL; 0 = padding */
+    const double *noise;        /* [T, E] standard normals; read for NOISY_TOPK in training only */
+    const double *x;            /* [T, H] */
+    const double *w_gate;       /* [E, H] */
+    const double *w_noise;      /* [E, H] */
+    const double *w_up;         /* [E, I, H] */
+    const double *w_glu;        /* [E, I, H] SWIGLU */
+    const double *w_down;       /* [E, H, I] */
+    const int64_t *index;       /* [T, K] EXTERNAL */
+    const double *index_weight; /* [T, K] EXTERNAL */
+
+    const double *dy; /* [T, H] */
+    double loss_gradient[CUMOE_NUM_LOSSES];
+} reference_input_t;
+
+typedef struct reference_result {
+    /* forward, gate */
+    double *clean, *std, *noisy; /* [T, E] */
+    double *probability;         /* [T, E] P(x, i); 0 where it does not exist */
+    int32_t *threshold;          /* [T, E] the expert whose noisy logit is kth_excluding; -1 = none */
+    int32_t *expert;             /* [T, K] -1 = none */
+    double *weight;              /* [T, K] */
+    double *importance, *load;   /* [E] */
+    int64_t *count;              /* [E] */
+    double losses[CUMOE_NUM_LOSSES];
+    cumoe_statistics_t statistics;
+
+    /* forward, experts; by slot */
+    double *up, *glu, *hidden; /* [T * K, I] */
+    double *output;            /* [T * K, H] */
+    double *y;                 /* [T, H] 0 for padding; NaN beyond the live tokens: nobody may look there */
+
+    /* backward */
+    double *dweight;       /* [T, K] <dy, output>: without the losses */
+    double *dup, *dglu;    /* [T * K, I] */
+    double *drows;         /* [T * K, H] */
+    double *dclean, *draw; /* [T, E] gradients of x w_gate^T and of x w_noise^T */
+    double *dx_gate, *dx;  /* [T, H] */
+    double *dw_gate, *dw_noise, *dw_up, *dw_glu, *dw_down;
+
+    void *memory;
+    size_t memory_size;
+} reference_result_t;
+
+/* false: out of memory */
+bool reference_create(const reference_input_t *input, reference_result_t *result);
+void reference_destroy(reference_result_t *result);
+
+void reference_forward(const reference_input_t *input, reference_result_t *result);
+
+/* After reference_forward(). */
+void reference_backward(const reference_input_t *input, reference_result_t *result);
+
+/* <dy, y> + sum over losses l of loss_gradient[l] * losses[l]: what backward differentiates. NaN tokens are left
+ * out. After reference_forward(). */
+double reference_total(const reference_input_t *input, const reference_result_t *result);
+
+/* How far a token is from the next kink: the smallest gap between neighbours among the K + 2 largest noisy logits
+ * (selection, order of slots, thresholds), and for RELU the smallest |pre-activation|. After reference_forward().
+ */
+double reference_margin(const reference_input_t *input, const reference_result_t *result, int64_t token);
+
+/* Squared coefficient of variation of v[n], population variance, 0 for a zero vector; and its gradient. */
+double reference_cv_squared(int64_t n, const double *v);
+double reference_cv_squared_gradient(int64_t n, const double *v, int64_t i);
+
+#endif

@@ -1,0 +1,272 @@
+/* The configuration: defaults, size tags of other versions, every rule. */
+#include "tests/suite.h"
+#include "tests/unit/refusal.h"
+
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+
+static cumoe_config_t valid_config(void)
+{
+    cumoe_config_t config;
+    cr_assert_eq(cumoe_config_init(&config), CUMOE_SUCCESS);
+    config.hidden_size = 8;
+    config.intermediate_size = 12;
+    config.num_experts = 8;
+    config.top_k = 2;
+    return config;
+}
+
+Test(config, defaults)
+{
+    cumoe_config_t c;
+    memset(&c, 0xff, sizeof c);
+    cr_assert_eq(cumoe_config_init(&c), CUMOE_SUCCESS);
+    cr_expect_eq(c.struct_size, sizeof c);
+    cr_expect(c.hidden_size == 0 && c.intermediate_size == 0 && c.num_experts == 0 && c.top_k == 0);
+    cr_expect(c.dtype == CUMOE_F32 || c.dtype == CUMOE_DTYPE_DEFAULT);
+    cr_expect_eq(c.compute, CUMOE_COMPUTE_EXACT);
+    cr_expect_eq(c.activation, CUMOE_ACTIVATION_RELU);
+    cr_expect(c.swiglu_limit == 7.0f && c.swiglu_alpha == 1.702f);
+    cr_expect(c.expert_bias == 0 && c.recompute == 0);
+    cr_expect_eq(c.gate, CUMOE_GATE_NOISY_TOPK);
+    cr_expect(c.num_groups == 0 && c.top_k_groups == 0 && c.renormalize == 1);
+    cr_expect(c.noise_epsilon == 0.01f && c.noise_stream == 0 && c.max_rows == 0);
+    cr_expect(c.loss_weight[CUMOE_LOSS_IMPORTANCE] == 0.1f && c.loss_weight[CUMOE_LOSS_LOAD] == 0.1f);
+    cr_expect(c.loss_weight[CUMOE_LOSS_SWITCH] == 0 && c.loss_weight[CUMOE_LOSS_Z] == 0);
+    cr_expect(c.loss_weight[CUMOE_LOSS_THRESHOLD] == 1);
+    cr_expect(c.max_threads == 0 && c.max_sms == 0 && c.ep == NULL);
+}
+
+/* ---- size tags ---- */
+
+typedef struct newer_config {
+    cumoe_config_t known;
+    int64_t later[4];
+} newer_config_t;
+
+Test(config, init_writes_as_much_as_the_caller_has)
+{
+    newer_config_t newer;
+    report_t report = {0};
+    memset(&newer, 0xff, sizeof newer);
+    cr_assert_eq(cumoe_config_init_sized(&newer.known, sizeof newer), CUMOE_SUCCESS); /* a newer header */
+    for (int i = 0; i < 4; i++) cr_expect_eq(newer.later[i], 0);
+
+    memset(&newer, 0xff, sizeof newer);
+    cr_assert_eq(cumoe_config_init_sized(&newer.known, sizeof newer.known), CUMOE_SUCCESS);
+    cr_expect(buffer_is_poison(newer.later, sizeof newer.later));
+
+    expect_refusal(&report, cumoe_config_init_sized(NULL, sizeof newer), CUMOE_INVALID_ARGUMENT,
+                   "cumoe_config_init_sized", "config", "NULL");
+    memset(&newer, 0xff, sizeof newer);
+    expect_refusal(&report, cumoe_config_init_sized(&newer.known, 16), CUMOE_INVALID_ARGUMENT,
+                   "cumoe_config_init_sized", "struct_size", "16");
+    cr_expect(buffer_is_poison(&newer, sizeof newer));
+    EXPECT_EMPTY(report);
+}
+
+static cumoe_status_t create(const cumoe_config_t *config, report_t *report)
+{
+    static cumoe_handle_t *handle;
+    if (!handle) handle = suite_handle();
+    cumoe_layer_t *const untouched = (cumoe_layer_t *)(uintptr_t)0x1234;
+    cumoe_layer_t *layer = untouched;
+    const cumoe_status_t status = cumoe_layer_create(&layer, handle, config);
+    if (status == CUMOE_SUCCESS)
+        cumoe_layer_destroy(layer);
+    else
+        report_check(report, layer == untouched);
+    return status;
+}
+
+Test(config, a_newer_config_is_taken_if_its_tail_is_zero)
+{
+    report_t report = {0};
+    newer_config_t newer = {.known = valid_config()};
+    newer.known.struct_size = sizeof newer;
+    cr_expect_eq(create(&newer.known, &report), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    ((char *)newer.later)[sizeof newer.later - 1] = 1;
+    const cumoe_status_t status = create(&newer.known, &report);
+    cr_expect(status == CUMOE_INVALID_ARGUMENT || status == CUMOE_UNSUPPORTED_CONFIG, "%s",
+              cumoe_status_name(status));
+    cr_expect(strstr(cumoe_last_error(), "config") != NULL, "%s", cumoe_last_error());
+    EXPECT_EMPTY(report);
+}
+
+Test(config, a_config_without_a_size_is_refused)
+{
+    report_t report = {0};
+    cumoe_config_t config = valid_config();
+    config.struct_size = 0;
+    expect_refusal(&report, create(&config, &report), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create",
+                   "config.struct_size", "0");
+    config.struct_size = sizeof config - 8;
+    expect_refusal(&report, create(&config, &report), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create",
+                   "config.struct_size", NULL);
+    EXPECT_EMPTY(report);
+}
+
+/* ---- every rule ---- */
+
+typedef enum field_type { INT32, INT64, FLOAT } field_type_t;
+
+typedef struct bad_field {
+    const char *name;
+    size_t offset;
+    field_type_t type;
+    double value;
+    const char *text; /* of the value, in the sentence */
+    cumoe_status_t status;
+} bad_field_t;
+
+#define FIELD(field, type, value, text, status)                                                                    \
+    {                                                                                                              \
+#field, offsetof(cumoe_config_t, field), type, value, text, CUMOE_##status                                 \
+    }
+
+static const bad_field_t BAD_FIELDS[] = {
+    FIELD(hidden_size, INT32, 0, "0", INVALID_ARGUMENT),
+    FIELD(hidden_size, INT32, -5, "-5", INVALID_ARGUMENT),
+    FIELD(hidden_size, INT32, INT32_MIN, "-2147483648", INVALID_ARGUMENT),
+    FIELD(intermediate_size, INT32, 0, "0", INVALID_ARGUMENT),
+    FIELD(intermediate_size, INT32, -1, "-1", INVALID_ARGUMENT),
+    FIELD(num_experts, INT32, 0, "0", INVALID_ARGUMENT),
+    FIELD(num_experts, INT32, -8, "-8", INVALID_ARGUMENT),
+    FIELD(num_experts, INT32, CUMOE_MAX_EXPERTS + 1, "131073", INVALID_ARGUMENT),
+    FIELD(num_experts, INT32, INT32_MAX, "2147483647", INVALID_ARGUMENT),
+    FIELD(top_k, INT32, 0, "0", INVALID_ARGUMENT),
+    FIELD(top_k, INT32, -1, "-1", INVALID_ARGUMENT),
+    FIELD(top_k, INT32, 9, "9", INVALID_ARGUMENT),
+    FIELD(dtype, INT32, 99, "99", INVALID_ARGUMENT),
+    FIELD(dtype, INT32, -1, "-1", INVALID_ARGUMENT),
+    FIELD(dtype, INT32, CUMOE_I32, NULL, INVALID_ARGUMENT),
+    FIELD(dtype, INT32, CUMOE_BF16, NULL, UNSUPPORTED_CONFIG),
+    FIELD(dtype, INT32, CUMOE_F16, NULL, UNSUPPORTED_CONFIG),
+    FIELD(compute, INT32, 99, "99", INVALID_ARGUMENT),
+    FIELD(compute, INT32, CUMOE_COMPUTE_TF32, NULL, UNSUPPORTED_CONFIG),
+    FIELD(activation, INT32, 99, "99", INVALID_ARGUMENT),
+    FIELD(activation, INT32, CUMOE_ACTIVATION_GELU, "GELU", UNSUPPORTED_CONFIG),
+    FIELD(activation, INT32, CUMOE_ACTIVATION_GELU_TANH, "GELU_TANH", UNSUPPORTED_CONFIG),
+    FIELD(activation, INT32, CUMOE_ACTIVATION_SILU, "SILU", UNSUPPORTED_CONFIG),
+    FIELD(activation, INT32, CUMOE_ACTIVATION_RELU2, "RELU2", UNSUPPORTED_CONFIG),
+    FIELD(activation, INT32, CUMOE_ACTIVATION_GEGLU, "GEGLU", UNSUPPORTED_CONFIG),
+    FIELD(activation, INT32, CUMOE_ACTIVATION_SWIGLU_CLAMPED, "SWIGLU_CLAMPED", UNSUPPORTED_CONFIG),
+    FIELD(activation, INT32, CUMOE_ACTIVATION_IDENTITY, "IDENTITY", UNSUPPORTED_CONFIG),
+    FIELD(expert_bias, INT32, 1, "1", UNSUPPORTED_CONFIG),
+    FIELD(expert_bias, INT32, 2, "2", INVALID_ARGUMENT),
+    FIELD(recompute, INT32, 2, "2", INVALID_ARGUMENT),
+    FIELD(gate, INT32, 99, "99", INVALID_ARGUMENT),
+    FIELD(gate, INT32, CUMOE_GATE_BALANCED, "BALANCED", UNSUPPORTED_CONFIG),
+    FIELD(gate, INT32, CUMOE_GATE_SOFTMAX_TOPK, "SOFTMAX_TOPK", UNSUPPORTED_CONFIG),
+    FIELD(gate, INT32, CUMOE_GATE_SIGMOID_TOPK, "SIGMOID_TOPK", UNSUPPORTED_CONFIG),
+    FIELD(renormalize, INT32, 2, "2", INVALID_ARGUMENT),
+    FIELD(noise_epsilon, FLOAT, -1, "-1", INVALID_ARGUMENT),
+    FIELD(noise_epsilon, FLOAT, (double)NAN, "nan", INVALID_ARGUMENT),
+    FIELD(noise_epsilon, FLOAT, (double)INFINITY, "inf", INVALID_ARGUMENT),
+    FIELD(max_rows, INT64, -1, "-1", INVALID_ARGUMENT),
+    FIELD(loss_weight[0], FLOAT, -1, "-1", INVALID_ARGUMENT),
+    FIELD(loss_weight[1], FLOAT, (double)NAN, "nan", INVALID_ARGUMENT),
+    FIELD(loss_weight[4], FLOAT, (double)INFINITY, "inf", INVALID_ARGUMENT),
+    FIELD(max_threads, INT32, -1, "-1", INVALID_ARGUMENT),
+    FIELD(max_sms, INT32, -1, "-1", INVALID_ARGUMENT),
+};
+
+static void set_field(cumoe_config_t *config, const bad_field_t *field)
+{
+    char *at = (char *)config + field->offset;
+    const int32_t i32 = field->type == INT32 ? (int32_t)field->value : 0;
+    const int64_t i64 = field->type == INT64 ? (int64_t)field->value : 0;
+    const float f = (float)field->value;
+    if (field->type == INT32)
+        memcpy(at, &i32, sizeof i32);
+    else if (field->type == INT64)
+        memcpy(at, &i64, sizeof i64);
+    else
+        memcpy(at, &f, sizeof f);
+}
+
+Test(config, every_rule)
+{
+    report_t report = {0};
+    for (size_t i = 0; i < sizeof BAD_FIELDS / sizeof *BAD_FIELDS; i++) {
+        const bad_field_t *field = &BAD_FIELDS[i];
+        cumoe_config_t config = valid_config();
+        set_field(&config, field);
+        char name[64];
+        snprintf(name, sizeof name, "config.%s", field->name);
+        expect_refusal(&report, create(&config, &report), field->status, "cumoe_layer_create", name, field->text);
+    }
+    EXPECT_EMPTY(report);
+}
+
+Test(config, rules_between_fields)
+{
+    report_t report = {0};
+    cumoe_config_t config = valid_config();
+    config.num_experts = 100;
+    config.top_k = CUMOE_MAX_TOP_K + 1;
+    expect_refusal(&report, create(&config, &report), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create", "config.top_k",
+                   "65");
+
+    config = valid_config();
+    config.gate = CUMOE_GATE_SOFTMAX;
+    expect_refusal(&report, create(&config, &report), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create", "config.top_k",
+                   "2");
+    config.top_k = 0;
+    cr_expect_eq(create(&config, &report), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    config.top_k = config.num_experts;
+    cr_expect_eq(create(&config, &report), CUMOE_SUCCESS, "%s", cumoe_last_error());
+
+    config = valid_config();
+    config.gate = CUMOE_GATE_HIERARCHICAL;
+    config.num_groups = 4;
+    config.top_k_groups = 2;
+    expect_refusal(&report, create(&config, &report), CUMOE_UNSUPPORTED_CONFIG, "cumoe_layer_create", "config.gate",
+                   "HIERARCHICAL");
+    config.num_groups = 3; /* does not divide E */
+    expect_refusal(&report, create(&config, &report), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create",
+                   "config.num_groups", "3");
+
+    config = valid_config();
+    config.ep = (const cumoe_ep_t *)(uintptr_t)64;
+    expect_refusal(&report, create(&config, &report), CUMOE_UNSUPPORTED_CONFIG, "cumoe_layer_create", "config.ep",
+                   NULL);
+    EXPECT_EMPTY(report);
+}
+
+/* The largest sizes: either they work or they are refused, but nothing overflows. */
+Test(config, huge_sizes)
+{
+    report_t report = {0};
+    cumoe_config_t config = valid_config();
+    config.hidden_size = config.intermediate_size = INT32_MAX;
+    config.num_experts = CUMOE_MAX_EXPERTS; /* E * I * H elements: 2^79 */
+    const cumoe_status_t status = create(&config, &report);
+    cr_expect(status == CUMOE_INVALID_ARGUMENT || status == CUMOE_UNSUPPORTED_CONFIG, "%s",
+              cumoe_status_name(status));
+
+    config = valid_config();
+    config.num_experts = CUMOE_MAX_EXPERTS;
+    config.top_k = CUMOE_MAX_TOP_K;
+    cr_expect_eq(create(&config, &report), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    EXPECT_EMPTY(report);
+}
+
+Test(config, null_arguments)
+{
+    report_t report = {0};
+    cumoe_handle_t *handle = suite_handle();
+    cumoe_config_t config = valid_config();
+    cumoe_layer_t *layer = NULL;
+    expect_refusal(&report, cumoe_layer_create(NULL, handle, &config), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create",
+                   "layer", "NULL");
+    expect_refusal(&report, cumoe_layer_create(&layer, NULL, &config), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create",
+                   "handle", "NULL");
+    expect_refusal(&report, cumoe_layer_create(&layer, handle, NULL), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create",
+                   "config", "NULL");
+    cr_expect_null(layer);
+    cumoe_layer_destroy(NULL);
+    cumoe_handle_destroy(handle);
+    EXPECT_EMPTY(report);
+}

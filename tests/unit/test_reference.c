@@ -1,0 +1,190 @@
+/* The reference against itself: its gradients, written by hand, are the central differences of its forward pass. */
+#include "tests/support/compare.h"
+#include "tests/support/random.h"
+#include "tests/support/reference.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { T = 7, H = 5, I = 4, MAX_E = 5 };
+
+/* All inputs of one case, perturbed in place. */
+typedef struct numbers {
+    double x[T * H], dy[T * H], noise[T * MAX_E], index_weight[T * MAX_E];
+    double w_gate[MAX_E * H], w_noise[MAX_E * H], w_up[MAX_E * I * H], w_glu[MAX_E * I * H], w_down[MAX_E * H * I];
+    int64_t index[T * MAX_E];
+    uint8_t mask[T];
+} numbers_t;
+
+static void fill(random_state_t *random, double *values, size_t n, double scale)
+{
+    for (size_t i = 0; i < n; i++) values[i] = scale * random_normal(random);
+}
+
+static void fill_numbers(random_state_t *random, numbers_t *n, int64_t experts)
+{
+    fill(random, n->x, T * H, 1);
+    fill(random, n->dy, T * H, 1);
+    fill(random, n->noise, T * MAX_E, 1);
+    fill(random, n->index_weight, T * MAX_E, 1);
+    fill(random, n->w_gate, MAX_E * H, 0.5);
+    fill(random, n->w_noise, MAX_E * H, 0.5);
+    fill(random, n->w_up, MAX_E * I * H, 0.5);
+    fill(random, n->w_glu, MAX_E * I * H, 0.5);
+    fill(random, n->w_down, MAX_E * H * I, 0.5);
+    for (int s = 0; s < T * MAX_E; s++) n->index[s] = random_below(random, experts + 2) - 1;
+    for (int t = 0; t < T; t++) n->mask[t] = t != 2;
+}
+
+static double total(const reference_input_t *in, reference_result_t *scratch)
+{
+    reference_forward(in, scratch);
+    return reference_total(in, scratch);
+}
+
+/* Central differences of every element of one array against its gradient. */
+static void check_array(const reference_input_t *in, reference_result_t *scratch, const char *what, double *values,
+                        const double *gradient, size_t n, report_t *report)
+{
+    const double step = 1e-5;
+    double *differences = calloc(n, sizeof *differences);
+    cr_assert_not_null(differences);
+    for (size_t i = 0; i < n; i++) {
+        const double value = values[i];
+        values[i] = value + step;
+        const double above = total(in, scratch);
+        values[i] = value - step;
+        const double below = total(in, scratch);
+        values[i] = value;
+        differences[i] = (above - below) / (2 * step);
+    }
+    compare_scaled(report, what, (int64_t)n, gradient, differences, 1e-7);
+    free(differences);
+}
+
+static void redraw_close_tokens(random_state_t *random, reference_input_t *in, numbers_t *n, reference_result_t *r)
+{
+    for (int close = 1; close > 0;) {
+        close = 0;
+        reference_forward(in, r);
+        for (int t = 0; t < T; t++)
+            if (reference_margin(in, r, t) < 1e-3) {
+                fill(random, n->x + t * H, H, 1);
+                close++;
+            }
+    }
+}
+
+static void check_case(reference_input_t in, uint64_t seed, report_t *report)
+{
+    random_state_t random = random_start(seed);
+    numbers_t n;
+    fill_numbers(&random, &n, in.experts);
+    in.tokens = T, in.live_tokens = T - 1, in.hidden_size = H, in.intermediate_size = I;
+    in.token_mask = n.mask, in.noise = n.noise, in.noise_epsilon = 0.01;
+    in.x = n.x, in.dy = n.dy, in.index = n.index, in.index_weight = n.index_weight;
+    in.w_gate = n.w_gate, in.w_noise = n.w_noise, in.w_up = n.w_up, in.w_glu = n.w_glu, in.w_down = n.w_down;
+
+    reference_result_t r, scratch;
+    cr_assert(reference_create(&in, &r) && reference_create(&in, &scratch));
+    redraw_close_tokens(&random, &in, &n, &r);
+    reference_backward(&in, &r);
+    const size_t E = (size_t)in.experts;
+    check_array(&in, &scratch, "x", n.x, r.dx, T * H, report);
+    check_array(&in, &scratch, "w_up", n.w_up, r.dw_up, E * I * H, report);
+    check_array(&in, &scratch, "w_glu", n.w_glu, r.dw_glu, E * I * H, report);
+    check_array(&in, &scratch, "w_down", n.w_down, r.dw_down, E * H * I, report);
+    check_array(&in, &scratch, "w_gate", n.w_gate, r.dw_gate, E * H, report);
+    check_array(&in, &scratch, "w_noise", n.w_noise, r.dw_noise, E * H, report);
+    if (in.gate == CUMOE_GATE_EXTERNAL)
+        check_array(&in, &scratch, "index_weight", n.index_weight, r.dweight, (size_t)(T * in.top_k), report);
+    reference_destroy(&r);
+    reference_destroy(&scratch);
+}
+
+static void check_gate(cumoe_gate_kind_t gate, bool training, const int64_t (*sizes)[2], int num_sizes)
+{
+    const uint64_t seed = random_seed("reference", 1);
+    report_t report = {0};
+    for (int i = 0; i < num_sizes; i++)
+        for (int losses = 0; losses < 4; losses++)
+            for (int glu = 0; glu < 2; glu++) {
+                char name[96];
+                snprintf(name, sizeof name, "E = %d, K = %d, losses %d, glu %d", (int)sizes[i][0], (int)sizes[i][1],
+                         losses, glu);
+                report.context = name;
+                reference_input_t in = {
+                    .gate = gate, .training = training, .experts = sizes[i][0], .top_k = sizes[i][1]};
+                in.activation = glu ? CUMOE_ACTIVATION_SWIGLU : CUMOE_ACTIVATION_RELU;
+                in.loss_gradient[CUMOE_LOSS_IMPORTANCE] = losses & 1 ? 1.5 : 0;
+                in.loss_gradient[CUMOE_LOSS_LOAD] = losses & 2 ? 0.75 : 0;
+                check_case(in, seed, &report);
+            }
+    cr_expect(report.failures == 0, "%s", report.text);
+}
+
+static const int64_t TOP_K_SIZES[][2] = {{5, 2}, {5, 1}, {5, 4}, {3, 3}, {1, 1}};
+static const int64_t DENSE_SIZES[][2] = {{5, 5}, {1, 1}};
+
+Test(reference, gradients_of_noisy_topk_in_training)
+{
+    check_gate(CUMOE_GATE_NOISY_TOPK, true, TOP_K_SIZES, 5);
+}
+
+Test(reference, gradients_of_noisy_topk_without_noise)
+{
+    check_gate(CUMOE_GATE_NOISY_TOPK, false, TOP_K_SIZES, 5);
+}
+
+Test(reference, gradients_of_softmax)
+{
+    check_gate(CUMOE_GATE_SOFTMAX, true, DENSE_SIZES, 2);
+}
+
+Test(reference, gradients_of_external)
+{
+    check_gate(CUMOE_GATE_EXTERNAL, true, TOP_K_SIZES, 5);
+}
+
+Test(reference, cv_squared_of_known_vectors)
+{
+    const double v[] = {1, 2, 3, 6}; /* mean 3, population variance 3.5 */
+    const double zero[] = {0, 0, 0};
+    cr_assert_float_eq(reference_cv_squared(4, v), 3.5 / 9, 1e-15);
+    cr_assert_float_eq(reference_cv_squared_gradient(4, v, 0), 2 * 4.0 / 144 * (1 - 50.0 / 12), 1e-15);
+    cr_assert_float_eq(reference_cv_squared(3, zero), 0, 0);
+    cr_assert_float_eq(reference_cv_squared_gradient(3, zero, 1), 0, 0);
+}
+
+/* Only its own noise redrawn, the fraction of draws in which an expert is chosen is P(x, i). */
+Test(reference, probability_is_the_frequency_of_being_chosen)
+{
+    enum { E = 4, K = 2, DRAWS = 20000 };
+    random_state_t random = random_start(random_seed("probability", 3));
+    numbers_t n;
+    fill_numbers(&random, &n, E);
+    reference_input_t in = {.gate = CUMOE_GATE_NOISY_TOPK, .training = true, .tokens = 1, .live_tokens = 1};
+    in.hidden_size = H, in.intermediate_size = I, in.experts = E, in.top_k = K, in.noise_epsilon = 0.01;
+    in.noise = n.noise, in.x = n.x, in.w_gate = n.w_gate, in.w_noise = n.w_noise;
+    in.w_up = n.w_up, in.w_down = n.w_down, in.dy = n.dy;
+    reference_result_t r;
+    cr_assert(reference_create(&in, &r));
+    for (int i = 0; i < E; i++) {
+        reference_forward(&in, &r);
+        const double probability = r.probability[i], kept = n.noise[i];
+        int chosen = 0;
+        for (int draw = 0; draw < DRAWS; draw++) {
+            n.noise[i] = random_normal(&random);
+            reference_forward(&in, &r);
+            chosen += r.expert[0] == i || r.expert[1] == i;
+        }
+        n.noise[i] = kept;
+        const double deviation = sqrt(probability * (1 - probability) / DRAWS);
+        cr_expect(fabs(chosen / (double)DRAWS - probability) < 5 * deviation + 1e-4, "expert %d: %g, P = %g", i,
+                  chosen / (double)DRAWS, probability);
+    }
+    reference_destroy(&r);
+}
