@@ -1,6 +1,7 @@
 #include "yardsticks.h"
 
 #include <cblas.h>
+#undef I /* of complex.h; here it is the width inside an expert */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -41,7 +41,7 @@ void loop_destroy(loop_t *loop);
 /* expert, weight [T, K]: given; the gate is not part of the loop. */
 void loop_forward(loop_t *loop, const matrices_t *weights, const float *x, const int32_t *expert,
                   const float *weight, float *y);
-/* After loop_forward() with the same x. dweight [T, K]. */
+/* Once after each loop_forward(), whose buffers it uses up. dweight [T, K]. */
 void loop_backward(loop_t *loop, const matrices_t *weights, const float *dy, const float *weight, float *dx,
                    float *dweight, const matrices_t *gradients);
 

@@ -17,19 +17,26 @@ static FILE *script(const char *name, const char *title)
     return file;
 }
 
+/* Dense layers and mixtures are two series: labels of the one below its points, of the other above. */
 static void draw_perplexity(const summary_t *summary)
 {
     FILE *file = script("perplexity", "More experts, equal operations: held-out perplexity");
-    fprintf(file, "$data << END\n");
-    for (int i = 0; i <= MOE_256; i++)
-        fprintf(file, "%lld %.4f %.4f %.4f \"%s\"\n", (long long)kind_parameters(&kinds[i]), summary[i].mean,
-                summary[i].least, summary[i].most, kinds[i].name);
+    for (int mixtures = 0; mixtures < 2; mixtures++) {
+        fprintf(file, "$%s << END\n", mixtures ? "mixtures" : "dense");
+        for (int i = 0; i <= MOE_256; i++)
+            if ((kinds[i].experts > 1) == mixtures)
+                fprintf(file, "%lld %.4f %.4f %.4f \"%s\"\n", (long long)kind_parameters(&kinds[i]),
+                        summary[i].mean, summary[i].least, summary[i].most, kinds[i].name);
+        fprintf(file, "END\n");
+    }
     fprintf(file,
-            "END\nset logscale x\nset xlabel 'parameters of the layer'\nset ylabel 'perplexity per character'\n"
-            "set xrange [3e4:1e7]\nset offsets 0, 0, graph 0.15, graph 0.1\nset format x '10^{%%T}'\nunset key\n"
-            "plot $data every ::2 using 1:2 with lines linewidth 2 linecolor '#4477aa', \\\n"
-            "  $data using 1:2:3:4 with yerrorbars pointtype 7 pointsize 0.9 linecolor '#4477aa', \\\n"
-            "  $data using 1:2:5 with labels offset 0,1\n");
+            "set logscale x\nset xlabel 'parameters of the layer'\nset ylabel 'perplexity per character'\n"
+            "set xrange [3e4:1e7]\nset offsets 0, 0, graph 0.15, graph 0.15\nset format x '10^{%%T}'\nunset key\n"
+            "plot $dense using 1:2:3:4 with yerrorbars pointtype 7 linecolor '#cc6677', \\\n"
+            "  $dense using 1:2:5 with labels right offset 1,-1 textcolor '#cc6677', \\\n"
+            "  $mixtures using 1:2 with lines linewidth 2 linecolor '#4477aa', \\\n"
+            "  $mixtures using 1:2:3:4 with yerrorbars pointtype 7 linecolor '#4477aa', \\\n"
+            "  $mixtures using 1:2:5 with labels offset 0,1 textcolor '#4477aa'\n");
     fclose(file);
 }
 
@@ -41,10 +48,10 @@ static void draw_load(const balance_t *balance)
         fprintf(file, "%d %.5g %.5g\n", e + 1, balance[0].load[e], balance[1].load[e]);
     fprintf(file,
             "END\nset logscale y\nset yrange [0.01:100]\nset xrange [1:%d]\nset xlabel 'expert, by load'\n"
-            "set ylabel 'load / mean load'\nset key top right\n"
+            "set ylabel 'load / mean load, over %d batches'\nset key top right\n"
             "plot $data using 1:2 with lines linewidth 3 linecolor '#4477aa' title 'with both losses', \\\n"
             "  $data using 1:3 with lines linewidth 3 linecolor '#cc6677' title 'without'\n",
-            MAX_EXPERTS);
+            MAX_EXPERTS, NOISY_BATCHES);
     fclose(file);
 }
 
@@ -54,12 +61,12 @@ static void draw_experts(const usage_t *usage, const text_t *text)
     fprintf(file, "$data << END\n");
     for (int e = 0; e < usage->experts; e++) fprintf(file, "%d %.5g\n", e + 1, 100 * preference(&usage->view[e]));
     fprintf(file,
-            "END\nset xrange [0.5:%d.5]\nset yrange [0:100]\nset xlabel 'expert, by preference'\n"
-            "set ylabel 'rows by text, %%%% (as if equally long)'\nset key outside top center horizontal\n"
-            "set style fill solid\nset boxwidth 1\n"
-            "plot $data using 1:(100) with boxes linecolor '#ddcc77' title '%.*s', \\\n"
-            "  $data using 1:2 with boxes linecolor '#4477aa' title '%.*s'\n",
-            usage->experts, text->name_length[1], text->name[1], text->name_length[0], text->name[0]);
+            "END\nset xrange [1:%d]\nset yrange [0:100]\nset xlabel 'expert, by preference'\n"
+            "set ylabel 'rows by text, %% (as if equally long)'\nset key outside top center horizontal\n"
+            "set style fill solid noborder\n"
+            "plot $data using 1:(100) with filledcurves y1=0 linecolor '#ddcc77' title '%s', \\\n"
+            "  $data using 1:2 with filledcurves y1=0 linecolor '#4477aa' title '%s'\n",
+            usage->experts, text->name[1], text->name[0]);
     fclose(file);
 }
 

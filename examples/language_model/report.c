@@ -45,7 +45,7 @@ void report_open(report_t *report, const options_t *options, const text_t *text,
     say(report, "# Character language models: a dense layer and mixtures of experts\n\n");
     say(report, "Text: ");
     for (int i = 0; i < text->num_texts; i++)
-        say(report, "%s%.*s (%lld characters)", i ? ", " : "", text->name_length[i], text->name[i],
+        say(report, "%s%s (%lld characters)", i ? ", " : "", text->name[i],
             (long long)(text->start[i + 1] - text->start[i]));
     say(report,
         "; %d different characters.\nOf every %d blocks of %d characters one is held out: %lld to train on, %lld "
@@ -204,7 +204,7 @@ void report_experts(report_t *report, const usage_t *usage, const text_t *text)
         "contexts with the same last four characters only the highest). Before them the part of each text's rows\n"
         "that comes to the expert; equal use would be %.2f %%.\n\n| expert |",
         100.0 / usage->experts);
-    for (int i = 0; i < text->num_texts; i++) say(report, " %.*s |", text->name_length[i], text->name[i]);
+    for (int i = 0; i < text->num_texts; i++) say(report, " %s |", text->name[i]);
     say(report, " contexts |\n|--:|");
     for (int i = 0; i < text->num_texts; i++) say(report, "--:|");
     say(report, "---|\n");
@@ -215,11 +215,11 @@ void report_experts(report_t *report, const usage_t *usage, const text_t *text)
     for (int e = 0; e < usage->experts; e++)
         one_sided += usage->view[e].rows > 0 && fabs(preference(&usage->view[e]) - 0.5) > 0.25;
     say(report,
-        "%.*s and %.*s use different experts: the total variation between the two is %.2f, and %.2f between two\n"
-        "halves of %.*s (0 = the same use, 1 = no expert in common). %d of %d experts would get more than three\n"
+        "%s and %s use different experts: the total variation between the two is %.2f, and %.2f between two\n"
+        "halves of %s (0 = the same use, 1 = no expert in common). %d of %d experts would get more than three\n"
         "quarters of their rows from one of the two, were they equally long.\n\n",
-        text->name_length[0], text->name[0], text->name_length[1], text->name[1], usage->distance,
-        usage->distance_within, text->name_length[0], text->name[0], one_sided, usage->experts);
+        text->name[0], text->name[1], usage->distance, usage->distance_within, text->name[0], one_sided,
+        usage->experts);
     note(report, "experts", "all", "total_variation", usage->distance);
     note(report, "experts", "all", "total_variation_within", usage->distance_within);
     note(report, "experts", "all", "one_sided", one_sided);
@@ -233,8 +233,7 @@ void report_close(report_t *report, const char *folder, double seconds)
     if (fclose(report->markdown) || fclose(report->table) || !written)
         die("cannot write to %s: %s", folder, strerror(errno));
     printf("Took %d:%02d minutes. Written to %s: demo.md (this text), demo.tsv (every figure)%s.\n",
-           (int)seconds / 60, (int)seconds % 60, folder,
-           report->pictures ? ", perplexity.svg, load.svg, experts.svg" : "");
+           (int)seconds / 60, (int)seconds % 60, folder, report->pictures ? ", pictures (*.svg)" : "");
     if (!report->pictures)
         printf("No pictures: gnuplot is missing or failed (gnuplot.log); the scripts are *.gp.\n");
 }

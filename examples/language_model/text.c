@@ -2,11 +2,22 @@
 
 #include "device.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* A name that tables and pictures can show: other characters become '-'. */
+static void name_text(char *name, size_t size, const char *path)
+{
+    const char *slash = strrchr(path, '/'), *from = slash ? slash + 1 : path;
+    size_t i = 0;
+    for (; i + 1 < size && from[i] && from[i] != '.'; i++)
+        name[i] = isalnum((unsigned char)from[i]) ? from[i] : '-';
+    name[i] = 0;
+}
 
 /* Append a file to the bytes read so far. */
 static void append_file(text_t *text, const char *path)
@@ -29,9 +40,7 @@ static void append_file(text_t *text, const char *path)
     fclose(file);
     if (length == text->start[text->num_texts]) die("the text %s is empty", path);
 
-    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    text->name[text->num_texts] = name;
-    text->name_length[text->num_texts] = (int)strcspn(name, ".");
+    name_text(text->name[text->num_texts], sizeof text->name[0], path);
     text->start[++text->num_texts] = length;
 }
 

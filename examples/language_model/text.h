@@ -14,8 +14,7 @@ enum {
 
 typedef struct text {
     int num_texts;
-    const char *name[MAX_TEXTS]; /* file names without folder and suffix; point into the paths */
-    int name_length[MAX_TEXTS];
+    char name[MAX_TEXTS][32];     /* file names without folder and suffix, letters and digits of them */
     int64_t start[MAX_TEXTS + 1]; /* text i is symbol[start[i]] .. symbol[start[i+1] - 1] */
 
     int symbols;                 /* V: distinct characters (bytes) */

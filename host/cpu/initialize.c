@@ -7,23 +7,47 @@
 /* The matrix takes the place of the noise stream, the expert that of the token, the element that of the offset. */
 enum { MATRIX_GATE = 1, MATRIX_UP, MATRIX_GLU, MATRIX_DOWN };
 
+enum { QUADS = 16, CHUNK = 4 * QUADS };
+
+/* Normals of elements first .. first + CHUNK - 1, first a multiple of 4. */
+CUMOE_CPU_CLONES static void chunk_of_normals(uint64_t seed, uint32_t matrix, int64_t expert, uint64_t first,
+                                              float *restrict normal)
+{
+    float n[4][QUADS];
+    for (int q = 0; q < QUADS; q++) {
+        float four[4];
+        cumoe_noise_normals(
+            cumoe_noise_words(seed, matrix, first / 4 + (uint64_t)q, expert, CUMOE_NOISE_WEIGHTS, 0), four);
+        n[0][q] = four[0], n[1][q] = four[1], n[2][q] = four[2], n[3][q] = four[3];
+    }
+    for (int q = 0; q < QUADS; q++)
+        for (int j = 0; j < 4; j++) normal[4 * q + j] = n[j][q];
+}
+
+/* Elements first .. of one expert's matrix [rows, cols]. */
+static void fill_chunk(uint64_t seed, uint32_t matrix, cumoe_matrix_t m, int64_t expert, int64_t first,
+                       int64_t elements, int64_t cols, double std)
+{
+    float normal[CHUNK];
+    chunk_of_normals(seed, matrix, expert, (uint64_t)first, normal);
+    for (int64_t i = first; i < first + CHUNK && i < elements; i++) {
+        const int64_t at = expert * m.expert_stride + i / cols * m.row_stride + i % cols * m.col_stride;
+        const double value = std * (double)normal[i - first];
+        if (m.dtype == CUMOE_F64)
+            ((double *)m.data)[at] = value;
+        else
+            ((float *)m.data)[at] = (float)value;
+    }
+}
+
 static void fill(const cumoe_config_t *c, uint64_t seed, uint32_t matrix, cumoe_matrix_t m, int64_t rows,
                  int64_t cols, double std)
 {
     if (!m.data) return;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(c->max_threads)
     for (int64_t e = 0; e < c->num_experts; e++)
-        for (int64_t row = 0; row < rows; row++)
-            for (int64_t col = 0; col < cols; col++) {
-                const uint64_t element = (uint64_t)(row * cols + col);
-                const int64_t at = e * m.expert_stride + row * m.row_stride + col * m.col_stride;
-                const double value = std * (double)cumoe_noise_normal(seed, matrix, element / 4, e,
-                                                                      CUMOE_NOISE_WEIGHTS, (int32_t)(element % 4));
-                if (m.dtype == CUMOE_F64)
-                    ((double *)m.data)[at] = value;
-                else
-                    ((float *)m.data)[at] = (float)value;
-            }
+        for (int64_t first = 0; first < rows * cols; first += CHUNK)
+            fill_chunk(seed, matrix, m, e, first, rows * cols, cols, std);
 }
 
 cumoe_status_t cumoe__cpu_weights_init(const cumoe_context_t *context, uint64_t seed, const cumoe_weights_t *w,

@@ -91,7 +91,8 @@ typedef struct cumoe_forward_args {
  * stream  any stream of the handle's device, NULL = the default stream; NULL on the CPU
  *
  * CUMOE_INVALID_ARGUMENT  a required pointer is NULL or misaligned, a number out of range, x and y overlap
- * CUMOE_BUFFER_TOO_SMALL  workspace_size or saved_size is below cumoe_layer_buffer_sizes()
+ * CUMOE_BUFFER_TOO_SMALL  workspace_size or saved_size is below what this call needs (cumoe_layer_buffer_sizes()
+ *                         always suffices)
  * CUMOE_CUDA_ERROR        a launch failed
  *
  * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, with distinct buffers. */

@@ -15,14 +15,20 @@ typedef struct buffer {
 
 void *buffer_get(buffer_list_t *list, size_t size)
 {
+    return buffer_get_aligned(list, size, 16);
+}
+
+void *buffer_get_aligned(buffer_list_t *list, size_t size, size_t alignment)
+{
+    const uintptr_t period = 2 * alignment;
     buffer_t *buffer = malloc(sizeof *buffer);
-    unsigned char *block = malloc(size + 2 * GUARD_SIZE + 64);
+    unsigned char *block = malloc(size + 2 * GUARD_SIZE + period);
     if (!buffer || !block) {
         fprintf(stderr, "test buffers: no memory for %zu bytes\n", size);
         exit(EXIT_FAILURE);
     }
     unsigned char *data = block + GUARD_SIZE;
-    data += (64 + 16 - (uintptr_t)data % 64) % 64; /* 16 bytes behind a multiple of 64 */
+    data += (period + alignment - (uintptr_t)data % period) % period; /* an odd multiple of alignment */
     *buffer = (buffer_t){.next = list->first, .block = block, .data = data, .size = size};
     list->first = buffer;
     memset(data - GUARD_SIZE, GUARD_BYTE, GUARD_SIZE);

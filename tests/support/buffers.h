@@ -13,8 +13,12 @@ typedef struct buffer_list {
     struct buffer *first;
 } buffer_list_t;
 
-/* size bytes (0 is allowed: the guard zones touch), poisoned. Ends the process when memory is exhausted. */
+/* size bytes (0 is allowed: the guard zones touch), poisoned, 16-byte aligned. Ends the process when memory is
+ * exhausted. */
 void *buffer_get(buffer_list_t *list, size_t size);
+
+/* The same with another alignment, a power of two. */
+void *buffer_get_aligned(buffer_list_t *list, size_t size, size_t alignment);
 
 /* The same, set to zero. */
 void *buffer_get_zero(buffer_list_t *list, size_t size);

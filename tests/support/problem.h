@@ -68,6 +68,20 @@ bool problem_run_backward(problem_t *problem, report_t *report);
 void problem_check_forward(problem_t *problem, report_t *report);
 void problem_check_backward(problem_t *problem, report_t *report);
 
+/* Parts of these: what the gate gives beside y; gradients of the matrices first to last; rows of tokens, which are
+ * as expected (NULL = anything), exactly 0 for padding, untouched beyond the live ones and between the rows. */
+void problem_check_gate(problem_t *problem, report_t *report);
+void problem_check_gradients(problem_t *problem, problem_matrix_t first, problem_matrix_t last, report_t *report);
+void problem_check_rows(const problem_t *problem, const char *what, const void *data, int64_t stride,
+                        const double *expected, double limit, report_t *report);
+
+/* expected, or NULL where a product of 0 with a weight or token that is not finite may make it NaN: those gradients
+ * promise nothing. */
+const double *problem_expected_dx(const problem_t *problem, const double *expected);
+
+/* Poison gradients, and put in what is there before a backward call. */
+void problem_reset_gradients(problem_t *problem);
+
 /* Of x, dy and weights as they stand now. */
 uint64_t problem_input_hash(const problem_t *problem);
 

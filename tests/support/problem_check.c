@@ -99,14 +99,21 @@ void problem_bits_free(problem_bits_t *bits)
 
 /* ---- running ---- */
 
+void problem_reset_gradients(problem_t *p)
+{
+    for (int m = 0; m < NUM_MATRICES; m++)
+        if (p->gradient_bytes[m]) buffer_poison(*problem_matrix_pointer(&p->gradients, m), p->gradient_bytes[m]);
+    for (int m = 0; m < NUM_MATRICES; m++)
+        if (problem_has_matrix(p, m)) problem_matrix_set(p, &p->gradients, m, p->gradient_before[m]);
+}
+
 static bool run(problem_t *p, bool backward, report_t *report)
 {
     output_t outputs[MAX_OUTPUTS];
     const int n = outputs_of(p, backward, outputs);
     report->context = p->name;
     for (int i = 0; i < n; i++) buffer_poison(outputs[i].data, outputs[i].size);
-    for (int m = 0; m < NUM_MATRICES && backward; m++)
-        if (problem_has_matrix(p, m)) problem_matrix_set(p, &p->gradients, m, p->gradient_before[m]);
+    if (backward) problem_reset_gradients(p);
     buffer_poison(p->forward.workspace, p->workspace_size);
     if (!backward && p->forward.saved) buffer_poison(p->forward.saved, p->saved_size);
     const cumoe_status_t status = backward ? cumoe_layer_backward(p->layer, &p->backward, NULL)
@@ -135,8 +142,8 @@ static bool padding(const problem_t *p, int64_t t)
 }
 
 /* Rows of tokens: as expected, exactly 0 for padding, untouched beyond the live ones and between the rows. */
-static void check_rows(const problem_t *p, const char *what, const void *data, int64_t stride,
-                       const double *expected, double limit, report_t *report)
+void problem_check_rows(const problem_t *p, const char *what, const void *data, int64_t stride,
+                        const double *expected, double limit, report_t *report)
 {
     const int64_t H = p->hidden_size;
     const size_t real = real_size(p->options.dtype);
@@ -213,10 +220,9 @@ static void check_statistics(const problem_t *p, report_t *report)
     check_ratio(report, "max_over_mean_count", a->max_over_mean_count, e->max_over_mean_count, limit);
 }
 
-void problem_check_forward(problem_t *p, report_t *report)
+void problem_check_gate(problem_t *p, report_t *report)
 {
     report->context = p->name;
-    check_rows(p, "y", p->forward.y, p->forward.y_stride, p->expected.y, problem_limit(p), report);
     check_choices(p, report);
     for (int64_t e = 0; e < p->experts; e++)
         if (p->forward.expert_count[e] != p->expected.count[e])
@@ -228,6 +234,13 @@ void problem_check_forward(problem_t *p, report_t *report)
                    problem_sum_limit(p));
     check_losses(p, report);
     check_statistics(p, report);
+}
+
+void problem_check_forward(problem_t *p, report_t *report)
+{
+    report->context = p->name;
+    problem_check_rows(p, "y", p->forward.y, p->forward.y_stride, p->expected.y, problem_limit(p), report);
+    problem_check_gate(p, report);
 }
 
 static const double *expected_gradient(const problem_t *p, problem_matrix_t matrix)
@@ -275,9 +288,9 @@ static void check_gradient(problem_t *p, problem_matrix_t matrix, report_t *repo
 }
 
 /* Poison all elements: what is left of the array, the gaps, must be poison already. */
-static void check_gaps(problem_t *p, report_t *report)
+static void check_gaps(problem_t *p, problem_matrix_t first, problem_matrix_t last, report_t *report)
 {
-    for (int m = 0; m < NUM_MATRICES; m++)
+    for (problem_matrix_t m = first; m <= last; m++)
         for (int64_t e = 0; e < p->experts && problem_has_matrix(p, m); e++) {
             const real_view_t view = problem_matrix_view(p, &p->gradients, m, e);
             for (int64_t i = 0; i < view.rows * view.cols; i++)
@@ -286,25 +299,36 @@ static void check_gaps(problem_t *p, report_t *report)
                                       real_size(view.dtype),
                               real_size(view.dtype));
         }
-    for (int m = 0; m < NUM_MATRICES; m++)
+    for (problem_matrix_t m = first; m <= last; m++)
         if (p->gradient_bytes[m] &&
             !buffer_is_poison(*problem_matrix_pointer(&p->gradients, m), p->gradient_bytes[m]))
             report_fail(report, "%s: written between the rows", PROBLEM_MATRIX_NAMES[m]);
 }
 
+void problem_check_gradients(problem_t *p, problem_matrix_t first, problem_matrix_t last, report_t *report)
+{
+    report->context = p->name;
+    const bool tokens_finite = p->layer_case.pattern != PATTERN_NONFINITE_TOKENS;
+    for (problem_matrix_t m = first; m <= last; m++)
+        if (problem_has_matrix(p, m) && (tokens_finite || m >= MATRIX_UP)) check_gradient(p, m, report);
+    check_gaps(p, first, last, report);
+}
+
+const double *problem_expected_dx(const problem_t *p, const double *expected)
+{
+    const case_pattern_t pattern = p->layer_case.pattern;
+    const bool promised = pattern != PATTERN_NONFINITE_WEIGHTS && pattern != PATTERN_ALL_REFUSED &&
+                          pattern != PATTERN_NONFINITE_TOKENS;
+    return promised ? expected : NULL;
+}
+
 void problem_check_backward(problem_t *p, report_t *report)
 {
     report->context = p->name;
-    /* A product of 0 with a weight or token that is not finite may be NaN: those gradients promise nothing. */
-    const case_pattern_t pattern = p->layer_case.pattern;
-    const bool weights_finite = pattern != PATTERN_NONFINITE_WEIGHTS && pattern != PATTERN_ALL_REFUSED;
-    const bool tokens_finite = pattern != PATTERN_NONFINITE_TOKENS;
-    check_rows(p, "dx", p->backward.dx, p->backward.dx_stride,
-               weights_finite && tokens_finite ? p->expected.dx : NULL, problem_sum_limit(p), report);
-    for (int m = 0; m < NUM_MATRICES; m++)
-        if (problem_has_matrix(p, m) && (tokens_finite || m >= MATRIX_UP)) check_gradient(p, m, report);
+    problem_check_rows(p, "dx", p->backward.dx, p->backward.dx_stride, problem_expected_dx(p, p->expected.dx),
+                       problem_sum_limit(p), report);
     if (p->backward.dindex_weight)
         compare_vector(report, "dindex_weight", p->backward.dindex_weight, p->options.dtype, p->tokens * p->top_k,
                        p->expected.dweight, problem_limit(p));
-    check_gaps(p, report);
+    problem_check_gradients(p, MATRIX_GATE, MATRIX_DOWN, report);
 }

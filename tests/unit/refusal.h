@@ -21,7 +21,8 @@ static inline void expect_refusal(report_t *report, cumoe_status_t actual, cumoe
     }
     const bool names_function = strncmp(sentence, function, length) == 0 && sentence[length] == ':';
     const bool names_rest = strstr(sentence, argument) && (!value || strstr(sentence, value));
-    if (!names_function || !names_rest || !strstr(sentence, "but"))
+    const bool names_rule = strstr(sentence, "but") || strstr(sentence, "is not");
+    if (!names_function || !names_rest || !names_rule)
         report_fail(report, "the sentence should name %s, %s, %s and a rule, but is: %s", function, argument,
                     value ? value : "the value", sentence);
 }

@@ -1,0 +1,15 @@
+/* The command line of the benchmark. */
+#ifndef CUMOE_PERF_OPTIONS_H
+#define CUMOE_PERF_OPTIONS_H
+
+typedef struct options {
+    int tokens, hidden, intermediate, experts, top_k;
+    int threads; /* of every contestant */
+    int repeat;
+    const char *json; /* file name or NULL */
+} options_t;
+
+/* Ends the program after --help, or with a sentence on stderr and status 2 where something is wrong. */
+options_t options_parse(int argc, char **argv);
+
+#endif

@@ -1,0 +1,130 @@
+#include "tests/stage/stage_buffers.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+int64_t stage_num_rows(const problem_t *p)
+{
+    return p->expected.statistics.rows;
+}
+
+static cumoe_routing_t routing_buffers(problem_t *p)
+{
+    const size_t slots = (size_t)(p->tokens * p->top_k), E = (size_t)p->experts;
+    return (cumoe_routing_t){
+        .call = buffer_get(&p->buffers, sizeof(cumoe_call_t)),
+        .expert = buffer_get(&p->buffers, slots * sizeof(int32_t)),
+        .weight = buffer_get(&p->buffers, slots * real_size(p->options.dtype)),
+        .importance = buffer_get(&p->buffers, E * sizeof(int64_t)),
+        .load = buffer_get(&p->buffers, E * sizeof(int64_t)),
+    };
+}
+
+cumoe_routing_t stage_empty_routing(problem_t *p)
+{
+    return routing_buffers(p);
+}
+
+cumoe_routing_t stage_routing(problem_t *p)
+{
+    const cumoe_routing_t r = routing_buffers(p);
+    const int bits = CUMOE_FIXED_POINT_BITS(p->options.dtype);
+    *r.call = (cumoe_call_t){
+        .seed = p->options.seed, .first_token = p->layer_case.first_token, .live_tokens = p->live_tokens};
+    r.call->offset = p->call ? p->call->offset : p->forward.offset;
+    for (int64_t s = 0; s < p->tokens * p->top_k; s++) {
+        r.expert[s] = p->expected.expert[s];
+        real_set(r.weight, p->options.dtype, s, p->expected.weight[s]);
+    }
+    for (int64_t e = 0; e < p->experts; e++) {
+        r.importance[e] = llrint(ldexp(p->expected.importance[e], bits));
+        r.load[e] = llrint(ldexp(p->expected.load[e], bits));
+    }
+    return r;
+}
+
+cumoe_rows_t stage_empty_rows(problem_t *p)
+{
+    const size_t slots = (size_t)(p->tokens * p->top_k) * sizeof(int32_t);
+    return (cumoe_rows_t){
+        .offset = buffer_get(&p->buffers, (size_t)(p->experts + 1) * sizeof(int32_t)),
+        .row_token = buffer_get(&p->buffers, slots),
+        .row_slot = buffer_get(&p->buffers, slots),
+        .slot_row = buffer_get(&p->buffers, slots),
+    };
+}
+
+/* By expert, inside an expert by token, then by choice. */
+cumoe_rows_t stage_rows(problem_t *p)
+{
+    const cumoe_rows_t r = stage_empty_rows(p);
+    const int64_t slots = p->tokens * p->top_k;
+    int32_t row = 0;
+    for (int64_t s = 0; s < slots; s++) r.slot_row[s] = -1;
+    for (int64_t e = 0; e < p->experts; e++) {
+        r.offset[e] = row;
+        for (int64_t s = 0; s < slots; s++) {
+            if (p->expected.expert[s] != e) continue;
+            r.row_token[row] = (int32_t)(s / p->top_k);
+            r.row_slot[row] = (int32_t)s;
+            r.slot_row[s] = row++;
+        }
+    }
+    r.offset[p->experts] = row;
+    return r;
+}
+
+void *stage_empty(problem_t *p, int64_t width)
+{
+    return buffer_get(&p->buffers, (size_t)(stage_num_rows(p) * width) * real_size(p->options.dtype));
+}
+
+void *stage_pack(problem_t *p, const cumoe_rows_t *rows, const double *values, const double *second, int64_t width)
+{
+    const int64_t parts = second ? 2 : 1;
+    void *packed = stage_empty(p, parts * width);
+    for (int64_t row = 0; row < stage_num_rows(p); row++)
+        for (int64_t i = 0; i < width; i++) {
+            const int64_t from = rows->row_slot[row] * width + i, to = row * parts * width + i;
+            real_set(packed, p->options.dtype, to, values[from]);
+            if (second) real_set(packed, p->options.dtype, to + width, second[from]);
+        }
+    return packed;
+}
+
+void stage_compare(const problem_t *p, const cumoe_rows_t *rows, const char *what, const void *actual,
+                   const double *expected, const double *second, int64_t width, report_t *report)
+{
+    const int64_t R = stage_num_rows(p), all = width * (second ? 2 : 1);
+    double *wanted = malloc((size_t)(R * all) * sizeof *wanted + 1);
+    cr_assert_not_null(wanted);
+    for (int64_t row = 0; row < R; row++)
+        for (int64_t i = 0; i < width; i++) {
+            wanted[row * all + i] = expected[rows->row_slot[row] * width + i];
+            if (second) wanted[row * all + width + i] = second[rows->row_slot[row] * width + i];
+        }
+    compare_vector(report, what, actual, p->options.dtype, R * all, wanted, problem_limit(p));
+    free(wanted);
+}
+
+void *stage_workspace(problem_t *p, cumoe_stage_t stage, size_t *size, report_t *report)
+{
+    if (cumoe_stage_workspace_size(p->layer, stage, p->tokens, size) != CUMOE_SUCCESS) {
+        report_fail(report, "%s", cumoe_last_error());
+        *size = 0;
+    }
+    return buffer_get_aligned(&p->buffers, *size, 64);
+}
+
+bool stage_succeeded(const problem_t *p, cumoe_status_t status, report_t *report)
+{
+    if (status != CUMOE_SUCCESS) report_fail(report, "%s", cumoe_last_error());
+    report_check(report, buffer_guards_intact(&p->buffers));
+    report_check(report, problem_input_hash(p) == p->input_hash);
+    return status == CUMOE_SUCCESS;
+}
+
+const double *stage_glu(const problem_t *p, const double *values)
+{
+    return p->options.activation == CUMOE_ACTIVATION_SWIGLU ? values : NULL;
+}

@@ -1,0 +1,243 @@
+/* Wrong calls of the layer: each gets its status and a sentence, and changes nothing. */
+#include "tests/suite.h"
+#include "tests/unit/refusal.h"
+
+#include <stdio.h>
+
+typedef struct fixture {
+    cumoe_handle_t *handle;
+    problem_t p;
+    report_t report;
+    problem_bits_t forward, backward; /* all outputs, poisoned */
+} fixture_t;
+
+static void set_up(fixture_t *x, int variant, cumoe_dtype_t dtype)
+{
+    static const layer_case_t layer_case = {"errors",        17, 12, 14, 6, 2, .pattern = PATTERN_RANDOM,
+                                            .mask_period = 4};
+    const problem_options_t options = {.dtype = dtype,
+                                       .activation = CUMOE_ACTIVATION_SWIGLU,
+                                       .variant = GATE_VARIANTS[variant],
+                                       .without_reference = true};
+    *x = (fixture_t){.handle = suite_handle()};
+    cr_assert(problem_create(&x->p, x->handle, &layer_case, &options, &x->report), "%s", x->report.text);
+    cr_assert_eq(cumoe_layer_forward(x->p.layer, &x->p.forward, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    x->forward = problem_outputs(&x->p, false);
+    x->backward = problem_outputs(&x->p, true);
+}
+
+static void tear_down(fixture_t *x)
+{
+    problem_compare_outputs(&x->p, false, &x->forward, &x->report);
+    problem_compare_outputs(&x->p, true, &x->backward, &x->report);
+    report_check(&x->report, buffer_guards_intact(&x->p.buffers));
+    EXPECT_EMPTY(x->report);
+    problem_bits_free(&x->forward);
+    problem_bits_free(&x->backward);
+    problem_destroy(&x->p);
+    cumoe_handle_destroy(x->handle);
+}
+
+/* Shift a pointer by a byte: aligned for nothing. */
+#define SHIFT(pointer) ((void *)((char *)(uintptr_t)(pointer) + 1))
+
+/* A call with one thing wrong in a = its arguments, or in w = its weights. */
+#define REFUSE_FORWARD(spoil, status, argument, value)                                                             \
+    do {                                                                                                           \
+        cumoe_forward_args_t a = x.p.forward;                                                                      \
+        cumoe_weights_t w = x.p.weights;                                                                           \
+        a.weights = &w;                                                                                            \
+        spoil;                                                                                                     \
+        expect_refusal(&x.report, cumoe_layer_forward(x.p.layer, &a, NULL), CUMOE_##status, "cumoe_layer_forward", \
+                       argument, value);                                                                           \
+    } while (0)
+
+#define REFUSE_BACKWARD(spoil, status, argument, value)                                                            \
+    do {                                                                                                           \
+        cumoe_backward_args_t a = x.p.backward;                                                                    \
+        cumoe_weights_t w = x.p.weights, g = x.p.gradients;                                                        \
+        a.weights = &w;                                                                                            \
+        a.gradients = &g;                                                                                          \
+        spoil;                                                                                                     \
+        expect_refusal(&x.report, cumoe_layer_backward(x.p.layer, &a, NULL), CUMOE_##status,                       \
+                       "cumoe_layer_backward", argument, value);                                                   \
+    } while (0)
+
+Test(errors, forward_without_objects)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    const char *f = "cumoe_layer_forward";
+    expect_refusal(&x.report, cumoe_layer_forward(NULL, &x.p.forward, NULL), CUMOE_INVALID_ARGUMENT, f, "layer",
+                   "NULL");
+    expect_refusal(&x.report, cumoe_layer_forward(x.p.layer, NULL, NULL), CUMOE_INVALID_ARGUMENT, f, "args",
+                   "NULL");
+    expect_refusal(&x.report, cumoe_layer_forward(x.p.layer, &x.p.forward, (cumoe_stream_t)(uintptr_t)64),
+                   CUMOE_INVALID_ARGUMENT, f, "stream", NULL);
+    REFUSE_FORWARD(a.struct_size = 0, INVALID_ARGUMENT, "struct_size", "0");
+    REFUSE_FORWARD(a.struct_size = 24, INVALID_ARGUMENT, "struct_size", "24");
+    tear_down(&x);
+}
+
+Test(errors, forward_pointers)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    REFUSE_FORWARD(a.weights = NULL, INVALID_ARGUMENT, "weights", "NULL");
+    REFUSE_FORWARD(a.x = NULL, INVALID_ARGUMENT, "x", "NULL");
+    REFUSE_FORWARD(a.y = NULL, INVALID_ARGUMENT, "y", "NULL");
+    REFUSE_FORWARD(a.workspace = NULL, INVALID_ARGUMENT, "workspace", "NULL");
+    REFUSE_FORWARD(a.x = SHIFT(a.x), INVALID_ARGUMENT, "x", "aligned");
+    REFUSE_FORWARD(a.y = SHIFT(a.y), INVALID_ARGUMENT, "y", "aligned");
+    REFUSE_FORWARD(a.workspace = SHIFT(a.workspace), INVALID_ARGUMENT, "workspace", "aligned");
+    REFUSE_FORWARD(a.saved = SHIFT(a.saved), INVALID_ARGUMENT, "saved", "aligned");
+    REFUSE_FORWARD(a.call = SHIFT(a.workspace), INVALID_ARGUMENT, "call", "aligned");
+    REFUSE_FORWARD(a.chosen_expert = SHIFT(a.chosen_expert), INVALID_ARGUMENT, "chosen_expert", "aligned");
+    REFUSE_FORWARD(a.chosen_weight = SHIFT(a.chosen_weight), INVALID_ARGUMENT, "chosen_weight", "aligned");
+    REFUSE_FORWARD(a.expert_count = SHIFT(a.expert_count), INVALID_ARGUMENT, "expert_count", "aligned");
+    REFUSE_FORWARD(a.importance = SHIFT(a.importance), INVALID_ARGUMENT, "importance", "aligned");
+    REFUSE_FORWARD(a.load = SHIFT(a.load), INVALID_ARGUMENT, "load", "aligned");
+    REFUSE_FORWARD(a.losses = SHIFT(a.losses), INVALID_ARGUMENT, "losses", "aligned");
+    REFUSE_FORWARD(a.statistics = SHIFT(a.statistics), INVALID_ARGUMENT, "statistics", "aligned");
+    tear_down(&x);
+}
+
+Test(errors, forward_numbers)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    REFUSE_FORWARD(a.num_tokens = -1, INVALID_ARGUMENT, "num_tokens", "-1");
+    REFUSE_FORWARD(a.num_tokens = INT64_MIN, INVALID_ARGUMENT, "num_tokens", "-9223372036854775808");
+    REFUSE_FORWARD(a.num_tokens = INT64_C(1) << 30, INVALID_ARGUMENT, "num_tokens",
+                   "1073741824"); /* T * K = 2^31 */
+    REFUSE_FORWARD(a.num_tokens = INT64_MAX, INVALID_ARGUMENT, "num_tokens", "9223372036854775807");
+    REFUSE_FORWARD(a.x_stride = 11, INVALID_ARGUMENT, "x_stride", "11");
+    REFUSE_FORWARD(a.y_stride = 11, INVALID_ARGUMENT, "y_stride", "11");
+    REFUSE_FORWARD(a.x_stride = -12, INVALID_ARGUMENT, "x_stride", "-12");
+    REFUSE_FORWARD(a.y_stride = INT64_MIN, INVALID_ARGUMENT, "y_stride", "-9223372036854775808");
+    REFUSE_FORWARD(a.x_stride = INT64_MAX, INVALID_ARGUMENT, "x_stride", "9223372036854775807");
+    REFUSE_FORWARD(a.training = 2, INVALID_ARGUMENT, "training", "2");
+    REFUSE_FORWARD(a.training = -1, INVALID_ARGUMENT, "training", "-1");
+    REFUSE_FORWARD(a.first_token = -1, INVALID_ARGUMENT, "first_token", "-1");
+    tear_down(&x);
+}
+
+Test(errors, forward_buffers)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    char size[32];
+    size_t bare = 0;
+    cr_assert_eq(cumoe_layer_buffer_sizes(x.p.layer, x.p.tokens, &bare, NULL), CUMOE_SUCCESS);
+    snprintf(size, sizeof size, "%zu", bare - 1);
+    REFUSE_FORWARD((a.saved = NULL, a.workspace_size = bare - 1), BUFFER_TOO_SMALL, "workspace_size", size);
+    REFUSE_FORWARD(a.workspace_size = 0, BUFFER_TOO_SMALL, "workspace_size", "0");
+    snprintf(size, sizeof size, "%zu", x.p.saved_size - 1);
+    REFUSE_FORWARD(a.saved_size -= 1, BUFFER_TOO_SMALL, "saved_size", size);
+    REFUSE_FORWARD(a.saved_size = 0, BUFFER_TOO_SMALL, "saved_size", "0");
+    tear_down(&x);
+}
+
+Test(errors, forward_x_and_y_overlap)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    REFUSE_FORWARD(a.y = (void *)a.x, INVALID_ARGUMENT, "y", NULL);
+    REFUSE_FORWARD(a.y = (char *)a.x + 16, INVALID_ARGUMENT, "y", NULL);
+    REFUSE_FORWARD(a.x = (char *)a.y + 16, INVALID_ARGUMENT, "x", NULL);
+    tear_down(&x);
+}
+
+Test(errors, forward_weights)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    REFUSE_FORWARD(w.struct_size = 0, INVALID_ARGUMENT, "weights.struct_size", "0");
+    REFUSE_FORWARD(w.w_gate = NULL, INVALID_ARGUMENT, "weights.w_gate", "NULL");
+    REFUSE_FORWARD(w.w_noise = NULL, INVALID_ARGUMENT, "weights.w_noise", "NULL");
+    REFUSE_FORWARD(w.w_up = NULL, INVALID_ARGUMENT, "weights.w_up", "NULL");
+    REFUSE_FORWARD(w.w_glu = NULL, INVALID_ARGUMENT, "weights.w_glu", "NULL");
+    REFUSE_FORWARD(w.w_down = NULL, INVALID_ARGUMENT, "weights.w_down", "NULL");
+    REFUSE_FORWARD(w.w_up = SHIFT(w.w_up), INVALID_ARGUMENT, "weights.w_up", "aligned");
+    REFUSE_FORWARD(w.w_gate = SHIFT(w.w_gate), INVALID_ARGUMENT, "weights.w_gate", "aligned");
+    REFUSE_FORWARD(w.up_row_stride = -12, INVALID_ARGUMENT, "up_row_stride", "-12");
+    REFUSE_FORWARD(w.up_expert_stride = -1, INVALID_ARGUMENT, "up_expert_stride", "-1");
+    REFUSE_FORWARD(w.up_col_stride = INT64_MIN, INVALID_ARGUMENT, "up_col_stride", NULL);
+    REFUSE_FORWARD(w.down_row_stride = -1, INVALID_ARGUMENT, "down_row_stride", "-1");
+    REFUSE_FORWARD(w.down_expert_stride = INT64_MAX, INVALID_ARGUMENT, "down_expert_stride", "9223372036854775807");
+    REFUSE_FORWARD(w.glu = (cumoe_glu_placement_t)9, INVALID_ARGUMENT, "weights.glu", "9");
+    REFUSE_FORWARD(w.dtype = (cumoe_dtype_t)99, INVALID_ARGUMENT, "weights.dtype", "99");
+    REFUSE_FORWARD(w.dtype = CUMOE_F64, INVALID_ARGUMENT, "weights.dtype", NULL);
+    REFUSE_FORWARD(w.gate_dtype = CUMOE_F64, INVALID_ARGUMENT, "weights.gate_dtype", NULL);
+    tear_down(&x);
+}
+
+Test(errors, forward_external)
+{
+    fixture_t x;
+    set_up(&x, 3, CUMOE_F64);
+    REFUSE_FORWARD(a.index = NULL, INVALID_ARGUMENT, "index", "NULL");
+    REFUSE_FORWARD(a.index_weight = NULL, INVALID_ARGUMENT, "index_weight", "NULL");
+    REFUSE_FORWARD(a.index = SHIFT(a.index), INVALID_ARGUMENT, "index", "aligned");
+    REFUSE_FORWARD(a.index_weight = SHIFT(a.index_weight), INVALID_ARGUMENT, "index_weight", "aligned");
+    REFUSE_FORWARD(a.index_dtype = CUMOE_F32, INVALID_ARGUMENT, "index_dtype", NULL);
+    REFUSE_FORWARD(a.index_weight_dtype = CUMOE_I32, INVALID_ARGUMENT, "index_weight_dtype", NULL);
+    tear_down(&x);
+}
+
+Test(errors, backward_calls)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    const char *f = "cumoe_layer_backward";
+    expect_refusal(&x.report, cumoe_layer_backward(NULL, &x.p.backward, NULL), CUMOE_INVALID_ARGUMENT, f, "layer",
+                   "NULL");
+    expect_refusal(&x.report, cumoe_layer_backward(x.p.layer, NULL, NULL), CUMOE_INVALID_ARGUMENT, f, "args",
+                   "NULL");
+    REFUSE_BACKWARD(a.struct_size = 0, INVALID_ARGUMENT, "struct_size", "0");
+    REFUSE_BACKWARD(a.num_tokens = -1, INVALID_ARGUMENT, "num_tokens", "-1");
+    REFUSE_BACKWARD(a.num_tokens = INT64_C(1) << 30, INVALID_ARGUMENT, "num_tokens", "1073741824");
+    REFUSE_BACKWARD(a.weights = NULL, INVALID_ARGUMENT, "weights", "NULL");
+    REFUSE_BACKWARD(a.x = NULL, INVALID_ARGUMENT, "x", "NULL");
+    REFUSE_BACKWARD(a.dy = NULL, INVALID_ARGUMENT, "dy", "NULL");
+    REFUSE_BACKWARD(a.saved = NULL, INVALID_ARGUMENT, "saved", "NULL");
+    REFUSE_BACKWARD(a.workspace = NULL, INVALID_ARGUMENT, "workspace", "NULL");
+    REFUSE_BACKWARD(a.x = SHIFT(a.x), INVALID_ARGUMENT, "x", "aligned");
+    REFUSE_BACKWARD(a.dy = SHIFT(a.dy), INVALID_ARGUMENT, "dy", "aligned");
+    REFUSE_BACKWARD(a.dx = SHIFT(a.dx), INVALID_ARGUMENT, "dx", "aligned");
+    REFUSE_BACKWARD(a.saved = SHIFT(a.saved), INVALID_ARGUMENT, "saved", "aligned");
+    REFUSE_BACKWARD(a.loss_gradient = SHIFT(a.loss_gradient), INVALID_ARGUMENT, "loss_gradient", "aligned");
+    REFUSE_BACKWARD(a.x_stride = 11, INVALID_ARGUMENT, "x_stride", "11");
+    REFUSE_BACKWARD(a.dy_stride = 11, INVALID_ARGUMENT, "dy_stride", "11");
+    REFUSE_BACKWARD(a.dx_stride = 11, INVALID_ARGUMENT, "dx_stride", "11");
+    REFUSE_BACKWARD(a.training = 2, INVALID_ARGUMENT, "training", "2");
+    REFUSE_BACKWARD(a.gradient_mode = (cumoe_gradient_mode_t)2, INVALID_ARGUMENT, "gradient_mode", "2");
+    REFUSE_BACKWARD(a.workspace_size = 0, BUFFER_TOO_SMALL, "workspace_size", "0");
+    REFUSE_BACKWARD(a.saved_size -= 1, BUFFER_TOO_SMALL, "saved_size", NULL);
+    REFUSE_BACKWARD(w.w_down = NULL, INVALID_ARGUMENT, "weights.w_down", "NULL");
+    REFUSE_BACKWARD(g.struct_size = 0, INVALID_ARGUMENT, "gradients.struct_size", "0");
+    REFUSE_BACKWARD(g.w_up = SHIFT(g.w_up), INVALID_ARGUMENT, "gradients.w_up", "aligned");
+    REFUSE_BACKWARD(g.dtype = CUMOE_F64, INVALID_ARGUMENT, "gradients.dtype", NULL);
+    REFUSE_BACKWARD(g.up_row_stride = -1, INVALID_ARGUMENT, "up_row_stride", "-1");
+    tear_down(&x);
+}
+
+Test(errors, buffer_sizes)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    const char *f = "cumoe_layer_buffer_sizes";
+    size_t workspace = 77, saved = 77;
+    expect_refusal(&x.report, cumoe_layer_buffer_sizes(NULL, 4, &workspace, &saved), CUMOE_INVALID_ARGUMENT, f,
+                   "layer", "NULL");
+    expect_refusal(&x.report, cumoe_layer_buffer_sizes(x.p.layer, 4, NULL, &saved), CUMOE_INVALID_ARGUMENT, f,
+                   "workspace_size", "NULL");
+    expect_refusal(&x.report, cumoe_layer_buffer_sizes(x.p.layer, -1, &workspace, &saved), CUMOE_INVALID_ARGUMENT,
+                   f, "num_tokens", "-1");
+    expect_refusal(&x.report, cumoe_layer_buffer_sizes(x.p.layer, INT64_C(1) << 30, &workspace, &saved),
+                   CUMOE_INVALID_ARGUMENT, f, "num_tokens", "1073741824");
+    cr_expect(workspace == 77 && saved == 77);
+    cr_expect_eq(cumoe_layer_buffer_sizes(x.p.layer, (INT64_C(1) << 30) - 1, &workspace, &saved), CUMOE_SUCCESS);
+    cr_expect(workspace != 77 && saved > (size_t)1 << 33); /* T * K * I values of z: no 32-bit product */
+    tear_down(&x);
+}
