@@ -2,8 +2,8 @@
  * computed.
  *
  * Stage functions get arguments that have been checked: required pointers are there and aligned, sizes agree,
- * strides are resolved (never 0), structs have the library's size. They allocate nothing, wait for nothing, and
- * only enqueue. */
+ * strides are resolved (never 0), structs have the library's size, gradients is never NULL (its pointers may be).
+ * They allocate nothing, wait for nothing, and only enqueue. */
 #ifndef CUMOE_BACKEND_H
 #define CUMOE_BACKEND_H
 

@@ -10,9 +10,9 @@ static cumoe_status_t check_arrays(const cumoe_layer_t *layer, cumoe_backward_ar
     const int64_t H = config->hidden_size, T = a->num_tokens;
     const size_t element = cumoe__dtype_size(config->dtype);
     const bool any = T > 0;
-    CUMOE_TRY(cumoe__check_stride(function, "x_stride", &a->x_stride, H));
-    CUMOE_TRY(cumoe__check_stride(function, "dy_stride", &a->dy_stride, H));
-    CUMOE_TRY(cumoe__check_stride(function, "dx_stride", &a->dx_stride, H));
+    CUMOE_TRY(cumoe__check_stride(function, "x_stride", &a->x_stride, H, T));
+    CUMOE_TRY(cumoe__check_stride(function, "dy_stride", &a->dy_stride, H, T));
+    CUMOE_TRY(cumoe__check_stride(function, "dx_stride", &a->dx_stride, H, T));
     CUMOE_TRY(cumoe__check_array(function, "x", a->x, 16, any));
     CUMOE_TRY(cumoe__check_array(function, "dy", a->dy, 16, any));
     CUMOE_TRY(cumoe__check_array(function, "dx", a->dx, 16, false));
@@ -28,13 +28,19 @@ static cumoe_status_t check_arrays(const cumoe_layer_t *layer, cumoe_backward_ar
     return CUMOE_SUCCESS;
 }
 
-static cumoe_status_t check_numbers(const cumoe_backward_args_t *a)
+static cumoe_status_t check_buffers(const cumoe_layer_t *layer, const cumoe_backward_args_t *a)
 {
-    CUMOE_REQUIRE(a->training == 0 || a->training == 1, INVALID_ARGUMENT, "%s: training = %d, but must be 0 or 1",
-                  function, a->training);
-    CUMOE_REQUIRE((unsigned)a->gradient_mode <= CUMOE_GRADIENT_ADD, INVALID_ARGUMENT,
-                  "%s: gradient_mode = %d, but must be WRITE (0) or ADD (1)", function, (int)a->gradient_mode);
-    return CUMOE_SUCCESS;
+    const cumoe_config_t *config = &layer->context.config;
+    const int64_t T = a->num_tokens, H = config->hidden_size;
+    const cumoe_layout_t need = cumoe__layout(layer, CUMOE_PASS_BACKWARD, T, NULL, NULL);
+    CUMOE_TRY(cumoe__check_buffer(function, "workspace", a->workspace, a->workspace_size, need.workspace_size, T));
+    CUMOE_TRY(cumoe__check_buffer(function, "saved", a->saved, a->saved_size, need.saved_size, T));
+    const cumoe_range_t ranges[] = {{"workspace", a->workspace, need.workspace_size},
+                                    {"saved", a->saved, need.saved_size},
+                                    {"x", a->x, cumoe__rows_size(config, T, a->x_stride, H)},
+                                    {"dy", a->dy, cumoe__rows_size(config, T, a->dy_stride, H)},
+                                    {"dx", a->dx, cumoe__rows_size(config, T, a->dx_stride, H)}};
+    return cumoe__check_buffers_apart(function, ranges, sizeof ranges / sizeof ranges[0]);
 }
 
 /* From dy to the gradients of hidden and of the weights of the sum. */
@@ -130,21 +136,17 @@ cumoe_status_t cumoe_layer_backward(const cumoe_layer_t *layer, const cumoe_back
 {
     CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
     cumoe_backward_args_t a = {0};
-    const cumoe_weights_t none = {.struct_size = sizeof none};
     cumoe_weights_t weights, gradients;
     CUMOE_TRY(cumoe__struct_read(function, "args", args, sizeof a, &a, sizeof a));
     CUMOE_TRY(cumoe__check_tokens(function, layer, a.num_tokens));
-    CUMOE_TRY(check_numbers(&a));
+    CUMOE_TRY(cumoe__check_flag(function, "training", a.training));
+    CUMOE_TRY(cumoe__check_mode(function, a.gradient_mode));
     CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, false, &weights));
-    CUMOE_TRY(
-        cumoe__weights_read(function, "gradients", layer, a.gradients ? a.gradients : &none, true, &gradients));
+    CUMOE_TRY(cumoe__weights_read(function, "gradients", layer, a.gradients, true, &gradients));
     CUMOE_TRY(check_arrays(layer, &a));
     CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
 
-    const cumoe_layout_t need = cumoe__layout(layer, CUMOE_PASS_BACKWARD, a.num_tokens, NULL, NULL);
-    CUMOE_TRY(cumoe__check_buffer(function, "workspace", a.workspace, a.workspace_size, need.workspace_size,
-                                  a.num_tokens));
-    CUMOE_TRY(cumoe__check_buffer(function, "saved", a.saved, a.saved_size, need.saved_size, a.num_tokens));
+    CUMOE_TRY(check_buffers(layer, &a));
     const cumoe_layout_t layout = cumoe__layout(layer, CUMOE_PASS_BACKWARD, a.num_tokens, a.workspace, a.saved);
     a.weights = &weights;
     a.gradients = &gradients;

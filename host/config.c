@@ -59,13 +59,12 @@ cumoe_status_t cumoe__struct_read(const char *function, const char *name, const 
 static cumoe_status_t check_sizes(const char *function, const cumoe_config_t *c)
 {
     RANGE(hidden_size, 1, CUMOE_MAX_WIDTH, "1..2^24");
-    if (c->activation != CUMOE_ACTIVATION_IDENTITY) RANGE(intermediate_size, 1, CUMOE_MAX_WIDTH, "1..2^24");
+    RANGE(intermediate_size, 1, CUMOE_MAX_WIDTH, "1..2^24");
     RANGE(num_experts, 1, CUMOE_MAX_EXPERTS, "1..131072");
-    const int64_t width = c->activation == CUMOE_ACTIVATION_IDENTITY ? c->hidden_size : c->intermediate_size;
-    CUMOE_REQUIRE(
-        (int64_t)c->num_experts * c->hidden_size < ((int64_t)1 << 56) / width, INVALID_ARGUMENT,
-        "%s: config.num_experts * hidden_size * intermediate_size = %d * %d * %lld, but must be below 2^56",
-        function, c->num_experts, c->hidden_size, (long long)width);
+    CUMOE_REQUIRE((int64_t)c->num_experts * c->hidden_size < ((int64_t)1 << 56) / c->intermediate_size,
+                  INVALID_ARGUMENT,
+                  "%s: config.num_experts * hidden_size * intermediate_size = %d * %d * %d, but must be below 2^56",
+                  function, c->num_experts, c->hidden_size, c->intermediate_size);
     return CUMOE_SUCCESS;
 }
 
@@ -135,7 +134,9 @@ cumoe_status_t cumoe__config_read(const char *function, const cumoe_config_t *th
 {
     cumoe_config_t read = defaults;
     CUMOE_TRY(cumoe__struct_read(function, "config", theirs, FIRST_CONFIG_SIZE, &read, sizeof read));
+    if (read.dtype == CUMOE_DTYPE_DEFAULT) read.dtype = defaults.dtype;
     CUMOE_TRY(check_kinds(function, &read));
+    if (read.activation == CUMOE_ACTIVATION_IDENTITY) read.intermediate_size = read.hidden_size;
     CUMOE_TRY(check_sizes(function, &read));
     CUMOE_TRY(check_gate(function, &read));
     CUMOE_TRY(check_numbers(function, &read));

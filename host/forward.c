@@ -8,9 +8,9 @@ static cumoe_status_t check_arrays(const cumoe_layer_t *layer, cumoe_forward_arg
 {
     const cumoe_config_t *config = &layer->context.config;
     const int64_t H = config->hidden_size;
-    const bool any = a->num_tokens > 0, external = config->gate == CUMOE_GATE_EXTERNAL;
-    CUMOE_TRY(cumoe__check_stride(function, "x_stride", &a->x_stride, H));
-    CUMOE_TRY(cumoe__check_stride(function, "y_stride", &a->y_stride, H));
+    const bool any = a->num_tokens > 0;
+    CUMOE_TRY(cumoe__check_stride(function, "x_stride", &a->x_stride, H, a->num_tokens));
+    CUMOE_TRY(cumoe__check_stride(function, "y_stride", &a->y_stride, H, a->num_tokens));
     const struct {
         const char *name;
         const void *ptr;
@@ -20,8 +20,6 @@ static cumoe_status_t check_arrays(const cumoe_layer_t *layer, cumoe_forward_arg
         {"x", a->x, 16, any},
         {"y", a->y, 16, any},
         {"call", a->call, 8, false},
-        {"index", a->index, 16, any && external},
-        {"index_weight", a->index_weight, 16, any && external},
         {"chosen_expert", a->chosen_expert, 16, false},
         {"chosen_weight", a->chosen_weight, 16, false},
         {"expert_count", a->expert_count, 16, false},
@@ -35,16 +33,32 @@ static cumoe_status_t check_arrays(const cumoe_layer_t *layer, cumoe_forward_arg
             cumoe__check_array(function, arrays[i].name, arrays[i].ptr, arrays[i].alignment, arrays[i].required));
     CUMOE_REQUIRE(
         !cumoe__overlap(a->x, a->x_stride, a->y, a->y_stride, a->num_tokens, H, cumoe__dtype_size(config->dtype)),
-        INVALID_ARGUMENT, "%s: y = %p overlaps x = %p, but x is read after y is written", function, a->y, a->x);
+        INVALID_ARGUMENT, "%s: y = %p overlaps x = %p, but x stays unchanged", function, a->y, a->x);
     return CUMOE_SUCCESS;
 }
 
 static cumoe_status_t check_numbers(const cumoe_layer_t *layer, cumoe_forward_args_t *a)
 {
-    CUMOE_REQUIRE(a->training == 0 || a->training == 1, INVALID_ARGUMENT, "%s: training = %d, but must be 0 or 1",
-                  function, a->training);
-    CUMOE_TRY(cumoe__check_noise_name(function, a->first_token));
-    return cumoe__check_index_types(function, &layer->context.config, &a->index_dtype, &a->index_weight_dtype);
+    CUMOE_TRY(cumoe__check_tokens(function, layer, a->num_tokens));
+    CUMOE_TRY(cumoe__check_flag(function, "training", a->training));
+    CUMOE_TRY(cumoe__check_first_token(function, a->first_token, a->num_tokens));
+    return cumoe__check_index(function, layer, a->num_tokens, a->index, a->index_weight, &a->index_dtype,
+                              &a->index_weight_dtype);
+}
+
+/* The caller's two buffers are large enough and apart from each other, x and y. */
+static cumoe_status_t check_buffers(const cumoe_layer_t *layer, cumoe_pass_t pass, const cumoe_forward_args_t *a)
+{
+    const cumoe_config_t *config = &layer->context.config;
+    const int64_t T = a->num_tokens, H = config->hidden_size;
+    const cumoe_layout_t need = cumoe__layout(layer, pass, T, NULL, NULL);
+    CUMOE_TRY(cumoe__check_buffer(function, "workspace", a->workspace, a->workspace_size, need.workspace_size, T));
+    if (a->saved) CUMOE_TRY(cumoe__check_buffer(function, "saved", a->saved, a->saved_size, need.saved_size, T));
+    const cumoe_range_t ranges[] = {{"workspace", a->workspace, need.workspace_size},
+                                    {"saved", a->saved, need.saved_size},
+                                    {"x", a->x, cumoe__rows_size(config, T, a->x_stride, H)},
+                                    {"y", a->y, cumoe__rows_size(config, T, a->y_stride, H)}};
+    return cumoe__check_buffers_apart(function, ranges, sizeof ranges / sizeof ranges[0]);
 }
 
 static cumoe_gate_args_t gate_args(const cumoe_forward_args_t *a, const cumoe_weights_t *weights,
@@ -83,12 +97,12 @@ static cumoe_status_t copy_choices(const cumoe_layer_t *layer, const cumoe_forwa
     const cumoe_config_t *config = &layer->context.config;
     const size_t slots = (size_t)a->num_tokens * (size_t)config->top_k;
     if (a->chosen_expert)
-        CUMOE_TRY(cumoe_memory_copy(layer->handle, a->chosen_expert, l->routing.expert, slots * sizeof(int32_t),
-                                    CUMOE_COPY_ON_DEVICE, stream));
+        CUMOE_TRY(layer->handle->ops->memory_copy(layer->handle->device, a->chosen_expert, l->routing.expert,
+                                                  slots * sizeof(int32_t), CUMOE_COPY_ON_DEVICE, stream));
     if (a->chosen_weight)
-        CUMOE_TRY(cumoe_memory_copy(layer->handle, a->chosen_weight, l->routing.weight,
-                                    slots * cumoe__dtype_size(cumoe__gate_dtype(config)), CUMOE_COPY_ON_DEVICE,
-                                    stream));
+        CUMOE_TRY(layer->handle->ops->memory_copy(layer->handle->device, a->chosen_weight, l->routing.weight,
+                                                  slots * cumoe__dtype_size(cumoe__gate_dtype(config)),
+                                                  CUMOE_COPY_ON_DEVICE, stream));
     return CUMOE_SUCCESS;
 }
 
@@ -150,18 +164,13 @@ cumoe_status_t cumoe_layer_forward(const cumoe_layer_t *layer, const cumoe_forwa
     cumoe_forward_args_t a = {0};
     cumoe_weights_t weights;
     CUMOE_TRY(cumoe__struct_read(function, "args", args, sizeof a, &a, sizeof a));
-    CUMOE_TRY(cumoe__check_tokens(function, layer, a.num_tokens));
     CUMOE_TRY(check_numbers(layer, &a));
     CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, false, &weights));
     CUMOE_TRY(check_arrays(layer, &a));
     CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
 
     const cumoe_pass_t pass = a.saved ? CUMOE_PASS_FORWARD : CUMOE_PASS_INFERENCE;
-    const cumoe_layout_t need = cumoe__layout(layer, pass, a.num_tokens, NULL, NULL);
-    CUMOE_TRY(cumoe__check_buffer(function, "workspace", a.workspace, a.workspace_size, need.workspace_size,
-                                  a.num_tokens));
-    if (a.saved)
-        CUMOE_TRY(cumoe__check_buffer(function, "saved", a.saved, a.saved_size, need.saved_size, a.num_tokens));
+    CUMOE_TRY(check_buffers(layer, pass, &a));
     const cumoe_layout_t layout = cumoe__layout(layer, pass, a.num_tokens, a.workspace, a.saved);
     return run(layer, &a, &weights, &layout, stream);
 }

@@ -34,7 +34,8 @@ cumoe_status_t cumoe_handle_create(cumoe_handle_t **handle, cumoe_backend_t back
     if (backend != CUMOE_BACKEND_AUTO) {
         status = open_backend(made, backend, ordinal);
     } else {
-        status = open_backend(made, CUMOE_BACKEND_CUDA, ordinal);
+        status = CUMOE_UNSUPPORTED_DEVICE;
+        if (backend_ops(CUMOE_BACKEND_CUDA)) status = open_backend(made, CUMOE_BACKEND_CUDA, ordinal);
         if (status == CUMOE_UNSUPPORTED_DEVICE) status = open_backend(made, CUMOE_BACKEND_CPU, ordinal);
     }
     if (status != CUMOE_SUCCESS) {

@@ -34,4 +34,10 @@ static inline int64_t cumoe__z_width(const cumoe_config_t *config)
     return (int64_t)config->intermediate_size * (cumoe__is_glu(config->activation) ? 2 : 1);
 }
 
+/* Bytes from the first to the last element of [rows, width] with a stride. */
+static inline size_t cumoe__rows_size(const cumoe_config_t *config, int64_t rows, int64_t stride, int64_t width)
+{
+    return rows == 0 ? 0 : (size_t)((rows - 1) * stride + width) * cumoe__dtype_size(config->dtype);
+}
+
 #endif

@@ -1,36 +1,22 @@
 #include "host/layout.h"
+#include "host/arena.h"
 #include "host/kinds.h"
 
-/* A buffer that is handed out from its beginning; base 0 only counts. */
-typedef struct {
-    uintptr_t base;
-    size_t used;
-} arena_t;
-
-enum { ALIGNMENT = 64 };
-
-static void *take(arena_t *arena, size_t size)
-{
-    const size_t begin = (arena->used + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    arena->used = begin + size;
-    return (void *)(arena->base + begin);
-}
-
-static void place_routing(arena_t *arena, const cumoe_config_t *config, int64_t T, cumoe_layout_t *layout)
+static void place_routing(cumoe_arena_t *arena, const cumoe_config_t *config, int64_t T, cumoe_layout_t *layout)
 {
     const size_t slots = (size_t)T * (size_t)config->top_k, E = (size_t)config->num_experts;
     layout->routing = (cumoe_routing_t){
-        .call = take(arena, sizeof(cumoe_call_t)),
-        .expert = take(arena, slots * sizeof(int32_t)),
-        .weight = take(arena, slots * cumoe__dtype_size(cumoe__gate_dtype(config))),
-        .importance = take(arena, E * sizeof(int64_t)),
-        .load = take(arena, E * sizeof(int64_t)),
+        .call = cumoe__take(arena, sizeof(cumoe_call_t)),
+        .expert = cumoe__take(arena, slots * sizeof(int32_t)),
+        .weight = cumoe__take(arena, slots * cumoe__dtype_size(cumoe__gate_dtype(config))),
+        .importance = cumoe__take(arena, E * sizeof(int64_t)),
+        .load = cumoe__take(arena, E * sizeof(int64_t)),
     };
     layout->rows = (cumoe_rows_t){
-        .offset = take(arena, (E + 1) * sizeof(int32_t)),
-        .row_token = take(arena, slots * sizeof(int32_t)),
-        .row_slot = take(arena, slots * sizeof(int32_t)),
-        .slot_row = take(arena, slots * sizeof(int32_t)),
+        .offset = cumoe__take(arena, (E + 1) * sizeof(int32_t)),
+        .row_token = cumoe__take(arena, slots * sizeof(int32_t)),
+        .row_slot = cumoe__take(arena, slots * sizeof(int32_t)),
+        .slot_row = cumoe__take(arena, slots * sizeof(int32_t)),
     };
 }
 
@@ -57,27 +43,30 @@ cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int6
 
     /* Offsets in saved count from its first byte, so that a copy of it means the same. Those in workspace count
      * from an aligned byte inside, for which the size has room. */
-    arena_t scratch = {((uintptr_t)workspace + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, ALIGNMENT};
+    cumoe_arena_t scratch = {((uintptr_t)workspace + CUMOE_ARENA_ALIGNMENT - 1) / CUMOE_ARENA_ALIGNMENT *
+                                 CUMOE_ARENA_ALIGNMENT,
+                             CUMOE_ARENA_ALIGNMENT};
     if (workspace) scratch.used = 0;
-    arena_t kept = {(uintptr_t)saved, 0};
-    arena_t *routing = pass == CUMOE_PASS_INFERENCE ? &scratch : &kept;
+    cumoe_arena_t kept = {(uintptr_t)saved, 0};
+    cumoe_arena_t *routing = pass == CUMOE_PASS_INFERENCE ? &scratch : &kept;
 
     cumoe_layout_t layout = {0};
     place_routing(routing, config, num_tokens, &layout);
     const bool z_is_kept = pass != CUMOE_PASS_INFERENCE && !config->recompute;
-    layout.z = take(z_is_kept ? &kept : &scratch, z_size);
+    layout.z = cumoe__take(z_is_kept ? &kept : &scratch, z_size);
     if (pass == CUMOE_PASS_BACKWARD) {
-        layout.backward.dz = take(&scratch, z_size);
-        layout.backward.drows = take(&scratch, R * H * token);
-        layout.backward.dweight = take(&scratch, R * gate);
-        layout.backward.dx_gate = take(&scratch, T * H * gate);
+        layout.backward.dz = cumoe__take(&scratch, z_size);
+        layout.backward.drows = cumoe__take(&scratch, R * H * token);
+        layout.backward.dweight = cumoe__take(&scratch, R * gate);
+        layout.backward.dx_gate = cumoe__take(&scratch, T * H * gate);
     } else {
         const bool in_place = !z_is_kept && !glu;
-        layout.forward.hidden = in_place ? layout.z : take(&scratch, R * (size_t)config->intermediate_size * token);
-        layout.forward.output = take(&scratch, R * H * token);
+        layout.forward.hidden =
+            in_place ? layout.z : cumoe__take(&scratch, R * (size_t)config->intermediate_size * token);
+        layout.forward.output = cumoe__take(&scratch, R * H * token);
     }
     layout.stage_size = stage_scratch(layer, pass, num_tokens);
-    layout.stage = take(&scratch, layout.stage_size);
+    layout.stage = cumoe__take(&scratch, layout.stage_size);
     layout.workspace_size = scratch.used;
     layout.saved_size = kept.used;
     return layout;

@@ -27,23 +27,35 @@ cumoe_status_t cumoe__config_read(const char *function, const cumoe_config_t *th
 cumoe_status_t cumoe__struct_read(const char *function, const char *name, const void *theirs, size_t first_size,
                                   void *ours, size_t our_size);
 
+typedef struct cumoe_range {
+    const char *name;
+    const void *ptr;
+    size_t size;
+} cumoe_range_t;
+
 /* tensors.c: rules about sizes and pointers of the arrays of a layer. */
 cumoe_status_t cumoe__check_tokens(const char *function, const cumoe_layer_t *layer, int64_t num_tokens);
 cumoe_status_t cumoe__check_array(const char *function, const char *name, const void *ptr, size_t alignment,
                                   bool required);
-cumoe_status_t cumoe__check_stride(const char *function, const char *name, int64_t *stride, int64_t width);
+cumoe_status_t cumoe__check_stride(const char *function, const char *name, int64_t *stride, int64_t width,
+                                   int64_t rows);
 cumoe_status_t cumoe__check_stream(const char *function, const cumoe_handle_t *handle, cumoe_stream_t stream);
 cumoe_status_t cumoe__check_buffer(const char *function, const char *name, const void *ptr, size_t size,
                                    size_t needed, int64_t num_tokens);
-cumoe_status_t cumoe__check_noise_name(const char *function, int64_t first_token);
-/* EXTERNAL: fills in the defaults. */
-cumoe_status_t cumoe__check_index_types(const char *function, const cumoe_config_t *config, cumoe_dtype_t *index,
-                                        cumoe_dtype_t *weight);
+cumoe_status_t cumoe__check_first_token(const char *function, int64_t first_token, int64_t num_tokens);
+cumoe_status_t cumoe__check_flag(const char *function, const char *name, int32_t flag);
+cumoe_status_t cumoe__check_mode(const char *function, cumoe_gradient_mode_t mode);
+/* The choices of EXTERNAL, and their types' defaults; refused elsewhere. */
+cumoe_status_t cumoe__check_index(const char *function, const cumoe_layer_t *layer, int64_t num_tokens,
+                                  const void *index_data, const void *weight_data, cumoe_dtype_t *index,
+                                  cumoe_dtype_t *weight);
+/* ranges[0] is workspace, ranges[1] saved: neither may share a byte with another range. */
+cumoe_status_t cumoe__check_buffers_apart(const char *function, const cumoe_range_t *ranges, size_t count);
 bool cumoe__overlap(const void *a, int64_t a_stride, const void *b, int64_t b_stride, int64_t rows, int64_t width,
                     size_t element);
 
-/* weights.c: copy and check a caller's weights (all arrays required) or gradients (any may be NULL); strides and
- * types of the copy are resolved. */
+/* weights.c: copy and check a caller's weights (all arrays required) or gradients (any may be NULL, or all: theirs
+ * = NULL); strides and types of the copy are resolved. */
 cumoe_status_t cumoe__weights_read(const char *function, const char *name, const cumoe_layer_t *layer,
                                    const cumoe_weights_t *theirs, bool gradients, cumoe_weights_t *ours);
 

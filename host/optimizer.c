@@ -9,9 +9,10 @@ static cumoe_status_t unsupported(const char *function, const cumoe_layer_t *lay
 }
 
 cumoe_status_t cumoe_optimizer_state_size(const cumoe_layer_t *layer, cumoe_optimizer_t optimizer,
-                                          size_t *state_size)
+                                          const cumoe_weights_t *weights, size_t *state_size)
 {
     (void)optimizer;
+    (void)weights;
     (void)state_size;
     return unsupported("cumoe_optimizer_state_size", layer);
 }

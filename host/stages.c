@@ -47,18 +47,9 @@ static cumoe_status_t check_scratch(const char *function, const cumoe_layer_t *l
     return CUMOE_SUCCESS;
 }
 
-static cumoe_status_t check_mode(const char *function, cumoe_gradient_mode_t mode)
-{
-    CUMOE_REQUIRE((unsigned)mode <= CUMOE_GRADIENT_ADD, INVALID_ARGUMENT,
-                  "%s: gradient_mode = %d, but must be WRITE (0) or ADD (1)", function, (int)mode);
-    return CUMOE_SUCCESS;
-}
-
-/* Gradients may be NULL: then the arrays of ours are. */
 static cumoe_status_t read_gradients(const char *function, const cumoe_layer_t *layer,
                                      const cumoe_weights_t **theirs, cumoe_weights_t *ours)
 {
-    if (!*theirs) return CUMOE_SUCCESS;
     CUMOE_TRY(cumoe__weights_read(function, "gradients", layer, *theirs, true, ours));
     *theirs = ours;
     return CUMOE_SUCCESS;
@@ -94,13 +85,12 @@ cumoe_status_t cumoe_gate(const cumoe_layer_t *layer, const cumoe_gate_args_t *a
     CUMOE_TRY(begin(function, layer, args, &a, sizeof a, stream));
     const cumoe_config_t *config = &layer->context.config;
     const bool any = a.num_tokens > 0, external = config->gate == CUMOE_GATE_EXTERNAL;
-    CUMOE_REQUIRE(a.training == 0 || a.training == 1, INVALID_ARGUMENT, "%s: training = %d, but must be 0 or 1",
-                  function, a.training);
-    CUMOE_TRY(cumoe__check_noise_name(function, a.first_token));
-    CUMOE_TRY(cumoe__check_index_types(function, config, &a.index_dtype, &a.index_weight_dtype));
-    CUMOE_TRY(cumoe__check_stride(function, "x_stride", &a.x_stride, config->hidden_size));
-    CHECK_POINTERS({"x", a.x, any && !external}, {"index", a.index, any && external},
-                   {"index_weight", a.index_weight, any && external}, {"routing.expert", a.routing.expert, any},
+    CUMOE_TRY(cumoe__check_flag(function, "training", a.training));
+    CUMOE_TRY(cumoe__check_first_token(function, a.first_token, a.num_tokens));
+    CUMOE_TRY(cumoe__check_index(function, layer, a.num_tokens, a.index, a.index_weight, &a.index_dtype,
+                                 &a.index_weight_dtype));
+    CUMOE_TRY(cumoe__check_stride(function, "x_stride", &a.x_stride, config->hidden_size, a.num_tokens));
+    CHECK_POINTERS({"x", a.x, any && !external}, {"routing.expert", a.routing.expert, any},
                    {"routing.weight", a.routing.weight, any}, {"routing.importance", a.routing.importance, true},
                    {"routing.load", a.routing.load, true}, {"expert_count", a.expert_count, false},
                    {"importance", a.importance, false}, {"load", a.load, false}, {"losses", a.losses, false});
@@ -121,6 +111,7 @@ cumoe_status_t cumoe_permute(const cumoe_layer_t *layer, const cumoe_permute_arg
     CHECK_POINTERS({"routing.expert", a.routing.expert, any}, {"rows.offset", a.rows.offset, true},
                    {"rows.row_token", a.rows.row_token, any}, {"rows.row_slot", a.rows.row_slot, any},
                    {"rows.slot_row", a.rows.slot_row, any});
+    CUMOE_TRY(cumoe__check_array(function, "routing.call", a.routing.call, 8, true));
     CUMOE_TRY(check_scratch(function, layer, CUMOE_STAGE_PERMUTE, a.num_tokens, a.workspace, a.workspace_size));
     return layer->handle->ops->permute(&layer->context, &a, stream);
 }
@@ -132,7 +123,8 @@ cumoe_status_t cumoe_experts_up(const cumoe_layer_t *layer, const cumoe_up_args_
     cumoe_weights_t weights;
     CUMOE_TRY(begin(function, layer, args, &a, sizeof a, stream));
     const bool any = a.num_tokens > 0;
-    CUMOE_TRY(cumoe__check_stride(function, "x_stride", &a.x_stride, layer->context.config.hidden_size));
+    CUMOE_TRY(
+        cumoe__check_stride(function, "x_stride", &a.x_stride, layer->context.config.hidden_size, a.num_tokens));
     CHECK_POINTERS({"rows.offset", a.rows.offset, true}, {"rows.row_token", a.rows.row_token, any}, {"x", a.x, any},
                    {"z", a.z, any}, {"hidden", a.hidden, false});
     CUMOE_REQUIRE(!a.hidden || a.hidden != a.z || !cumoe__is_glu(layer->context.config.activation),
@@ -162,7 +154,8 @@ cumoe_status_t cumoe_combine(const cumoe_layer_t *layer, const cumoe_combine_arg
     cumoe_combine_args_t a;
     CUMOE_TRY(begin(function, layer, args, &a, sizeof a, stream));
     const bool any = a.num_tokens > 0;
-    CUMOE_TRY(cumoe__check_stride(function, "y_stride", &a.y_stride, layer->context.config.hidden_size));
+    CUMOE_TRY(
+        cumoe__check_stride(function, "y_stride", &a.y_stride, layer->context.config.hidden_size, a.num_tokens));
     CHECK_POINTERS({"routing.weight", a.routing.weight, any}, {"rows.slot_row", a.rows.slot_row, any},
                    {"output", a.output, any}, {"y", a.y, any});
     CUMOE_TRY(cumoe__check_array(function, "routing.call", a.routing.call, 8, true));
@@ -177,8 +170,9 @@ cumoe_status_t cumoe_experts_down_backward(const cumoe_layer_t *layer, const cum
     cumoe_weights_t weights, gradients;
     CUMOE_TRY(begin(function, layer, args, &a, sizeof a, stream));
     const bool any = a.num_tokens > 0;
-    CUMOE_TRY(cumoe__check_stride(function, "dy_stride", &a.dy_stride, layer->context.config.hidden_size));
-    CUMOE_TRY(check_mode(function, a.gradient_mode));
+    CUMOE_TRY(
+        cumoe__check_stride(function, "dy_stride", &a.dy_stride, layer->context.config.hidden_size, a.num_tokens));
+    CUMOE_TRY(cumoe__check_mode(function, a.gradient_mode));
     CHECK_POINTERS({"routing.weight", a.routing.weight, any}, {"rows.offset", a.rows.offset, true},
                    {"rows.row_token", a.rows.row_token, any}, {"rows.row_slot", a.rows.row_slot, any},
                    {"rows.slot_row", a.rows.slot_row, any}, {"z", a.z, any}, {"dy", a.dy, any}, {"dz", a.dz, any},
@@ -198,8 +192,9 @@ cumoe_status_t cumoe_experts_up_backward(const cumoe_layer_t *layer, const cumoe
     cumoe_weights_t weights, gradients;
     CUMOE_TRY(begin(function, layer, args, &a, sizeof a, stream));
     const bool any = a.num_tokens > 0;
-    CUMOE_TRY(cumoe__check_stride(function, "x_stride", &a.x_stride, layer->context.config.hidden_size));
-    CUMOE_TRY(check_mode(function, a.gradient_mode));
+    CUMOE_TRY(
+        cumoe__check_stride(function, "x_stride", &a.x_stride, layer->context.config.hidden_size, a.num_tokens));
+    CUMOE_TRY(cumoe__check_mode(function, a.gradient_mode));
     CHECK_POINTERS({"rows.offset", a.rows.offset, true}, {"rows.row_token", a.rows.row_token, any}, {"x", a.x, any},
                    {"dz", a.dz, any}, {"drows", a.drows, false});
     CUMOE_TRY(read_weights(function, layer, &a.weights, &weights));
@@ -220,10 +215,10 @@ cumoe_status_t cumoe_gate_backward(const cumoe_layer_t *layer, const cumoe_gate_
         layer->context.config.gate != CUMOE_GATE_EXTERNAL, INVALID_ARGUMENT,
         "%s: the layer's gate is CUMOE_GATE_EXTERNAL, which has no parameters: dweight is the caller's gradient",
         function);
-    CUMOE_REQUIRE(a.training == 0 || a.training == 1, INVALID_ARGUMENT, "%s: training = %d, but must be 0 or 1",
-                  function, a.training);
-    CUMOE_TRY(cumoe__check_stride(function, "x_stride", &a.x_stride, layer->context.config.hidden_size));
-    CUMOE_TRY(check_mode(function, a.gradient_mode));
+    CUMOE_TRY(cumoe__check_flag(function, "training", a.training));
+    CUMOE_TRY(
+        cumoe__check_stride(function, "x_stride", &a.x_stride, layer->context.config.hidden_size, a.num_tokens));
+    CUMOE_TRY(cumoe__check_mode(function, a.gradient_mode));
     CHECK_POINTERS({"x", a.x, any}, {"routing.expert", a.routing.expert, any},
                    {"routing.weight", a.routing.weight, any}, {"routing.importance", a.routing.importance, true},
                    {"routing.load", a.routing.load, true}, {"dweight", a.dweight, any},
@@ -243,7 +238,8 @@ cumoe_status_t cumoe_permute_backward(const cumoe_layer_t *layer, const cumoe_pe
     cumoe_permute_backward_args_t a;
     CUMOE_TRY(begin(function, layer, args, &a, sizeof a, stream));
     const bool any = a.num_tokens > 0;
-    CUMOE_TRY(cumoe__check_stride(function, "dx_stride", &a.dx_stride, layer->context.config.hidden_size));
+    CUMOE_TRY(
+        cumoe__check_stride(function, "dx_stride", &a.dx_stride, layer->context.config.hidden_size, a.num_tokens));
     CHECK_POINTERS({"rows.slot_row", a.rows.slot_row, any}, {"drows", a.drows, any}, {"dx_gate", a.dx_gate, false},
                    {"dx", a.dx, any});
     CUMOE_TRY(cumoe__check_array(function, "routing.call", a.routing.call, 8, true));

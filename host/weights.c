@@ -18,9 +18,8 @@ enum { NUM_ARRAYS = 12 };
 
 static void list_arrays(const cumoe_config_t *c, array_t arrays[NUM_ARRAYS])
 {
-    const int64_t E = c->num_experts, G = c->num_groups, H = c->hidden_size;
+    const int64_t E = c->num_experts, G = c->num_groups, H = c->hidden_size, I = c->intermediate_size;
     const bool identity = c->activation == CUMOE_ACTIVATION_IDENTITY, glu = cumoe__is_glu(c->activation);
-    const int64_t I = identity ? H : c->intermediate_size;
     const bool hierarchical = c->gate == CUMOE_GATE_HIERARCHICAL;
 #define FIELD(name) #name, offsetof(cumoe_weights_t, name)
     const array_t list[NUM_ARRAYS] = {
@@ -59,7 +58,7 @@ static cumoe_status_t check_dtypes(const char *function, const char *name, const
     const cumoe_dtype_t wide = cumoe__gate_dtype(config);
     CUMOE_REQUIRE(w->dtype == config->dtype || (gradients && w->dtype == wide), INVALID_ARGUMENT,
                   "%s: %s.dtype = %d, but must be %d (config.dtype)%s", function, name, (int)w->dtype,
-                  (int)config->dtype, gradients ? " or F32" : "");
+                  (int)config->dtype, gradients && wide != config->dtype ? " or F32 (2)" : "");
     CUMOE_REQUIRE(w->gate_dtype == wide || w->gate_dtype == config->dtype, INVALID_ARGUMENT,
                   "%s: %s.gate_dtype = %d, but must be %d (gate type) or %d (config.dtype)", function, name,
                   (int)w->gate_dtype, (int)wide, (int)config->dtype);
@@ -74,8 +73,7 @@ static cumoe_status_t check_dtypes(const char *function, const char *name, const
 static cumoe_status_t resolve_strides(const char *function, const char *name, const cumoe_config_t *config,
                                       cumoe_weights_t *w)
 {
-    const int64_t H = config->hidden_size;
-    const int64_t I = config->activation == CUMOE_ACTIVATION_IDENTITY ? H : config->intermediate_size;
+    const int64_t H = config->hidden_size, I = config->intermediate_size;
     const struct {
         const char *field;
         int64_t *stride, contiguous;
@@ -102,6 +100,7 @@ cumoe_status_t cumoe__weights_read(const char *function, const char *name, const
 {
     const cumoe_config_t *config = &layer->context.config;
     memset(ours, 0, sizeof *ours);
+    if (!theirs && gradients) return CUMOE_SUCCESS;
     CUMOE_TRY(cumoe__struct_read(function, name, theirs, sizeof *ours, ours, sizeof *ours));
     if (ours->dtype == CUMOE_DTYPE_DEFAULT) ours->dtype = config->dtype;
     if (ours->gate_dtype == CUMOE_DTYPE_DEFAULT) ours->gate_dtype = cumoe__gate_dtype(config);
@@ -117,9 +116,10 @@ cumoe_status_t cumoe__weights_read(const char *function, const char *name, const
             *pointer = NULL; /* the layer has no such array: whatever stands there is not looked at */
             continue;
         }
+        if (*pointer ? (uintptr_t)*pointer % 16 == 0 : gradients || arrays[i].optional) continue;
         char full_name[64];
         snprintf(full_name, sizeof full_name, "%s.%s", name, arrays[i].name);
-        CUMOE_TRY(cumoe__check_array(function, full_name, *pointer, 16, !gradients && !arrays[i].optional));
+        return cumoe__check_array(function, full_name, *pointer, 16, true);
     }
     return CUMOE_SUCCESS;
 }
@@ -141,7 +141,8 @@ cumoe_status_t cumoe_weights_create(const cumoe_layer_t *layer, cumoe_dtype_t dt
     size_t size = 0;
     for (int i = 0; i < NUM_ARRAYS; i++) size += array_size(&arrays[i], made.dtype, made.gate_dtype);
     const cumoe_handle_t *handle = layer->handle;
-    CUMOE_TRY(cumoe_memory_alloc(handle, size, &made.allocation));
+    CUMOE_REQUIRE(handle->ops->memory_alloc(handle->device, size, &made.allocation) == CUMOE_SUCCESS, OUT_OF_MEMORY,
+                  "%s: the arrays take %zu bytes, but the device has no such memory left", function, size);
     cumoe_status_t status = cumoe_memory_set(handle, made.allocation, 0, size, NULL);
     if (status == CUMOE_SUCCESS) status = cumoe_stream_synchronize(handle, NULL);
     if (status != CUMOE_SUCCESS) {

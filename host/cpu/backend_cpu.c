@@ -85,7 +85,9 @@ static cumoe_status_t supports(void *device, cumoe_config_t *c)
     SUPPORTED(c->dtype == CUMOE_F32 || c->dtype == CUMOE_F64,
               "config.dtype = CUMOE_%s is not in this version of the CPU backend: F32 and F64 are",
               dtype_names[c->dtype]);
-    SUPPORTED(c->compute == CUMOE_COMPUTE_EXACT, "config.compute = CUMOE_COMPUTE_TF32 is not for the CPU");
+    CUMOE_REQUIRE(
+        c->compute == CUMOE_COMPUTE_EXACT, UNSUPPORTED_DEVICE,
+        "cumoe_layer_create: config.compute = CUMOE_COMPUTE_TF32 is for CUDA, but this handle is the CPU");
     SUPPORTED(c->gate <= CUMOE_GATE_EXTERNAL,
               "config.gate = CUMOE_GATE_%s is not in this version: NOISY_TOPK, SOFTMAX and EXTERNAL are",
               gate_names[c->gate]);

@@ -4,16 +4,16 @@
 
 #include <math.h>
 
-#define REAL         float
-#define REAL_NAME(x) x##_f32
+#define REAL  float
+#define FN(x) x##_f32
 #include "host/cpu/combine_real.h"
 #undef REAL
-#undef REAL_NAME
-#define REAL         double
-#define REAL_NAME(x) x##_f64
+#undef FN
+#define REAL  double
+#define FN(x) x##_f64
 #include "host/cpu/combine_real.h"
 #undef REAL
-#undef REAL_NAME
+#undef FN
 
 cumoe_status_t cumoe__cpu_combine(const cumoe_context_t *context, const cumoe_combine_args_t *args,
                                   cumoe_stream_t stream)

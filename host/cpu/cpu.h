@@ -1,8 +1,10 @@
 /* The CPU backend, shared by its stages. Tokens, weights and sums are F32 throughout, or F64 throughout; stages
- * whose arithmetic is their own are written once for both in a *_real.h file, included with REAL defined. */
+ * whose arithmetic is their own are written once for both in a *_real.h file, included with REAL (the
+ * type) and FN (the suffix of names) defined. */
 #ifndef CUMOE_CPU_H
 #define CUMOE_CPU_H
 
+#include "host/arena.h"
 #include "host/backend.h"
 #include "host/cpu/gemm.h"
 #include "host/kinds.h"
@@ -13,19 +15,6 @@
 #else
 #define CUMOE_CPU_CLONES
 #endif
-
-/* Scratch from one end of a stage's workspace to the other, 64-byte aligned pieces; base NULL only counts. */
-typedef struct cumoe_cpu_scratch {
-    uintptr_t base;
-    size_t used;
-} cumoe_cpu_scratch_t;
-
-static inline void *cumoe__cpu_take(cumoe_cpu_scratch_t *scratch, size_t size)
-{
-    const size_t begin = (scratch->used + 63) / 64 * 64;
-    scratch->used = begin + size;
-    return (void *)(scratch->base + begin);
-}
 
 size_t cumoe__cpu_gate_workspace(const cumoe_context_t *context, int64_t num_tokens);
 size_t cumoe__cpu_gate_backward_workspace(const cumoe_context_t *context, int64_t num_tokens);

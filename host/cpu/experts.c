@@ -19,19 +19,15 @@ typedef struct {
     int64_t panels;
 } epilogue_t;
 
-#define REAL         float
-#define REAL_NAME(x) x##_f32
-#define FN(x)        x##_f32
+#define REAL  float
+#define FN(x) x##_f32
 #include "host/cpu/experts_real.h"
 #undef REAL
-#undef REAL_NAME
 #undef FN
-#define REAL         double
-#define REAL_NAME(x) x##_f64
-#define FN(x)        x##_f64
+#define REAL  double
+#define FN(x) x##_f64
 #include "host/cpu/experts_real.h"
 #undef REAL
-#undef REAL_NAME
 #undef FN
 
 /* An expert matrix [E, rows, cols] as the B of a product: its rows (or columns) are the columns of C. */
@@ -124,11 +120,11 @@ typedef struct {
 static down_scratch_t down_scratch(const cumoe_config_t *c, int64_t num_tokens, void *workspace)
 {
     const size_t R = (size_t)num_tokens * (size_t)c->top_k, size = cumoe__dtype_size(c->dtype);
-    cumoe_cpu_scratch_t arena = {(uintptr_t)workspace, 0};
+    cumoe_arena_t arena = {(uintptr_t)workspace, 0};
     down_scratch_t s = {.panels = (c->intermediate_size + CUMOE_CPU_GEMM_COLUMNS - 1) / CUMOE_CPU_GEMM_COLUMNS};
-    s.scaled = cumoe__cpu_take(&arena, R * (size_t)c->intermediate_size * size);
-    s.partial = cumoe__cpu_take(&arena, R * (size_t)s.panels * cumoe__dtype_size(cumoe__gate_dtype(c)));
-    s.gemm = cumoe__cpu_take(&arena, cumoe__cpu_gemm_workspace(c->max_threads));
+    s.scaled = cumoe__take(&arena, R * (size_t)c->intermediate_size * size);
+    s.partial = cumoe__take(&arena, R * (size_t)s.panels * cumoe__dtype_size(cumoe__gate_dtype(c)));
+    s.gemm = cumoe__take(&arena, cumoe__cpu_gemm_workspace(c->max_threads));
     s.size = arena.used;
     return s;
 }
@@ -200,11 +196,10 @@ cumoe_status_t cumoe__cpu_down_backward(const cumoe_context_t *context, const cu
     cumoe__cpu_gemm(&gemm, c->max_threads, scratch.gemm);
     (wide ? write_dweight_f64 : write_dweight_f32)(c, args, &epilogue);
 
-    if (args->gradients)
-        weight_gradient(c, cumoe__matrix_down(args->gradients), H, I,
-                        tokens_factor(args->dy, c->dtype, args->dy_stride, &args->rows, true),
-                        rows_factor(scratch.scaled, c->dtype, I, true), args->rows.offset, args->gradient_mode,
-                        scratch.gemm);
+    weight_gradient(c, cumoe__matrix_down(args->gradients), H, I,
+                    tokens_factor(args->dy, c->dtype, args->dy_stride, &args->rows, true),
+                    rows_factor(scratch.scaled, c->dtype, I, true), args->rows.offset, args->gradient_mode,
+                    scratch.gemm);
     return CUMOE_SUCCESS;
 }
 
@@ -240,7 +235,7 @@ cumoe_status_t cumoe__cpu_up_backward(const cumoe_context_t *context, const cumo
     const int halves = cumoe__is_glu(c->activation) ? 2 : 1;
     const int64_t I = c->intermediate_size, z_width = cumoe__z_width(c);
     if (args->drows) rows_gradient(c, args, halves);
-    for (int half = 0; args->gradients && half < halves; half++) {
+    for (int half = 0; half < halves; half++) {
         const char *dz = (const char *)args->dz + (size_t)(half * I) * cumoe__dtype_size(c->dtype);
         weight_gradient(c, cumoe__matrix_up(args->gradients, c, half == 1), I, c->hidden_size,
                         rows_factor(dz, c->dtype, z_width, true),

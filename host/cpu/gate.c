@@ -6,25 +6,21 @@
 #include <omp.h>
 
 /* Counters of a thread. */
-enum { COUNT_NAN_LOGITS, COUNT_NAN_TOKENS, COUNT_BAD_INDICES };
+enum { COUNT_NAN_LOGITS, COUNT_NAN_TOKENS, COUNT_BAD_INDICES, COUNTERS = 8 /* a cache line */ };
 
-#define REAL         float
-#define REAL_NAME(x) x##_f32
-#define FN(x)        x##_f32
+#define REAL  float
+#define FN(x) x##_f32
 #include "host/cpu/gate_row_real.h"
 
 #include "host/cpu/gate_real.h"
 #undef REAL
-#undef REAL_NAME
 #undef FN
-#define REAL         double
-#define REAL_NAME(x) x##_f64
-#define FN(x)        x##_f64
+#define REAL  double
+#define FN(x) x##_f64
 #include "host/cpu/gate_row_real.h"
 
 #include "host/cpu/gate_real.h"
 #undef REAL
-#undef REAL_NAME
 #undef FN
 
 cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context, int64_t num_tokens, bool backward,
@@ -34,20 +30,20 @@ cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context,
     const size_t E = (size_t)c->num_experts, threads = (size_t)c->max_threads;
     const size_t real = cumoe__dtype_size(cumoe__gate_dtype(c));
     const bool learned = c->gate != CUMOE_GATE_EXTERNAL;
-    cumoe_cpu_scratch_t arena = {(uintptr_t)workspace, 0};
+    cumoe_arena_t arena = {(uintptr_t)workspace, 0};
     cumoe_cpu_gate_scratch_t s = {0};
-    s.counters = cumoe__cpu_take(&arena, backward ? 0 : threads * 8 * sizeof(int64_t));
-    s.count = cumoe__cpu_take(&arena, backward ? 0 : E * sizeof(int32_t));
+    s.counters = cumoe__take(&arena, backward ? 0 : threads * COUNTERS * sizeof(int64_t));
+    s.count = cumoe__take(&arena, backward ? 0 : E * sizeof(int32_t));
     if (learned) {
         const size_t block = (size_t)cumoe__cpu_gate_block(c, num_tokens);
-        s.sums = cumoe__cpu_take(&arena, backward ? 0 : threads * 2 * E * sizeof(int64_t));
-        s.dimportance = cumoe__cpu_take(&arena, backward ? E * real : 0);
-        s.dload = cumoe__cpu_take(&arena, backward ? E * real : 0);
-        s.counted = cumoe__cpu_take(&arena, backward ? block * sizeof(int32_t) : 0);
-        s.logits = cumoe__cpu_take(&arena, block * (size_t)cumoe__cpu_gate_columns(c) * real);
-        s.rows = cumoe__cpu_take(&arena, threads * 4 * E * real);
-        s.normals = cumoe__cpu_take(&arena, threads * (size_t)cumoe__cpu_normals_stride(c) * sizeof(float));
-        s.gemm = cumoe__cpu_take(&arena, cumoe__cpu_gemm_workspace(c->max_threads));
+        s.sums = cumoe__take(&arena, backward ? 0 : threads * 2 * E * sizeof(int64_t));
+        s.dimportance = cumoe__take(&arena, backward ? E * real : 0);
+        s.dload = cumoe__take(&arena, backward ? E * real : 0);
+        s.counted = cumoe__take(&arena, backward ? block * sizeof(int32_t) : 0);
+        s.logits = cumoe__take(&arena, block * (size_t)cumoe__cpu_gate_columns(c) * real);
+        s.rows = cumoe__take(&arena, threads * 4 * E * real);
+        s.normals = cumoe__take(&arena, threads * (size_t)cumoe__cpu_normals_stride(c) * sizeof(float));
+        s.gemm = cumoe__take(&arena, cumoe__cpu_gemm_workspace(c->max_threads));
     }
     s.size = arena.used;
     return s;
@@ -172,9 +168,9 @@ static void write_statistics(const cumoe_config_t *c, const cumoe_gate_args_t *a
     cumoe_statistics_t s = {.cv_importance = sqrt(cv2_importance), .cv_load = sqrt(cv2_load)};
     for (int64_t t = 0; t < live; t++) s.tokens += cumoe__cpu_token_counts(args->token_mask, t);
     for (int thread = 0; thread < c->max_threads; thread++) {
-        s.nan_logits += scratch->counters[thread * 8 + COUNT_NAN_LOGITS];
-        s.nan_tokens += scratch->counters[thread * 8 + COUNT_NAN_TOKENS];
-        s.bad_indices += scratch->counters[thread * 8 + COUNT_BAD_INDICES];
+        s.nan_logits += scratch->counters[thread * COUNTERS + COUNT_NAN_LOGITS];
+        s.nan_tokens += scratch->counters[thread * COUNTERS + COUNT_NAN_TOKENS];
+        s.bad_indices += scratch->counters[thread * COUNTERS + COUNT_BAD_INDICES];
     }
     double total_load = 0, max_load = 0;
     for (int64_t e = 0; e < c->num_experts; e++) {
@@ -197,7 +193,7 @@ cumoe_status_t cumoe__cpu_gate(const cumoe_context_t *context, const cumoe_gate_
         cumoe__cpu_gate_scratch(context, args->num_tokens, false, args->workspace);
     write_call(args);
     const int64_t live = args->routing.call->live_tokens;
-    memset(scratch.counters, 0, (size_t)c->max_threads * 8 * sizeof(int64_t));
+    memset(scratch.counters, 0, (size_t)c->max_threads * COUNTERS * sizeof(int64_t));
     if (scratch.sums)
         memset(scratch.sums, 0, (size_t)c->max_threads * 2 * (size_t)c->num_experts * sizeof(int64_t));
     clear_slots(c, args, live);

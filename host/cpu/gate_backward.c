@@ -6,23 +6,19 @@
 
 #include <omp.h>
 
-#define REAL         float
-#define REAL_NAME(x) x##_f32
-#define FN(x)        x##_f32
+#define REAL  float
+#define FN(x) x##_f32
 #include "host/cpu/gate_row_real.h"
 
 #include "host/cpu/gate_backward_real.h"
 #undef REAL
-#undef REAL_NAME
 #undef FN
-#define REAL         double
-#define REAL_NAME(x) x##_f64
-#define FN(x)        x##_f64
+#define REAL  double
+#define FN(x) x##_f64
 #include "host/cpu/gate_row_real.h"
 
 #include "host/cpu/gate_backward_real.h"
 #undef REAL
-#undef REAL_NAME
 #undef FN
 
 size_t cumoe__cpu_gate_backward_workspace(const cumoe_context_t *context, int64_t num_tokens)
@@ -111,8 +107,9 @@ static void weight_gradients(const cumoe_context_t *context, const cumoe_gate_ba
 /* WRITE leaves zeros in what no block writes: everything when there is no token, w_noise without noise. */
 static void clear_unwritten(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args, int halves_written)
 {
-    if (!args->gradients || args->gradient_mode != CUMOE_GRADIENT_WRITE) return;
-    const size_t size = (size_t)c->num_experts * (size_t)c->hidden_size * cumoe__dtype_size(cumoe__gate_dtype(c));
+    if (args->gradient_mode != CUMOE_GRADIENT_WRITE) return;
+    const size_t size =
+        (size_t)c->num_experts * (size_t)c->hidden_size * cumoe__dtype_size(args->gradients->gate_dtype);
     if (args->gradients->w_gate && halves_written < 1) memset(args->gradients->w_gate, 0, size);
     if (args->gradients->w_noise && halves_written < 2) memset(args->gradients->w_noise, 0, size);
 }
@@ -137,7 +134,7 @@ cumoe_status_t cumoe__cpu_gate_backward(const cumoe_context_t *context, const cu
             cumoe__cpu_gate_logits(context, args->weights, args->x, args->x_stride, first, tokens, true, &scratch);
         (wide ? backward_block_f64 : backward_block_f32)(context, args, first, tokens, load, &scratch);
         if (args->dx_gate) input_gradient(context, args, first, tokens, halves, &scratch);
-        if (args->gradients) weight_gradients(context, args, first, tokens, halves, &scratch);
+        weight_gradients(context, args, first, tokens, halves, &scratch);
     }
     return CUMOE_SUCCESS;
 }

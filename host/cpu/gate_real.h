@@ -1,46 +1,43 @@
 /* Forward of gate.c, in REAL. */
 
 /* P(x, i) (eq. 9) for every expert, added to the loads. */
-CUMOE_CPU_CLONES static void REAL_NAME(all_probabilities)(const REAL *restrict clean, const REAL *restrict noisy,
-                                                          const REAL *restrict std, REAL threshold, int64_t E,
-                                                          REAL *restrict probability)
+CUMOE_CPU_CLONES static void FN(all_probabilities)(const REAL *restrict clean, const REAL *restrict noisy,
+                                                   const REAL *restrict std, REAL threshold, int64_t E,
+                                                   REAL *restrict probability)
 {
     if (threshold == -(REAL)INFINITY) { /* fewer than K others: certain */
         for (int64_t e = 0; e < E; e++) probability[e] = noisy[e] > -(REAL)INFINITY;
         return;
     }
     for (int64_t e = 0; e < E; e++) {
-        const REAL p = FN(normal_cdf)(REAL_NAME(load_argument)(clean[e], threshold, std[e]));
+        const REAL p = FN(normal_cdf)(FN(load_argument)(clean[e], threshold, std[e]));
         probability[e] = noisy[e] > -(REAL)INFINITY ? p : 0;
     }
 }
 
-CUMOE_CPU_CLONES static void REAL_NAME(add_fixed)(int64_t *restrict sums, const REAL *restrict values, int64_t n,
-                                                  double scale)
+CUMOE_CPU_CLONES static void FN(add_fixed)(int64_t *restrict sums, const REAL *restrict values, int64_t n,
+                                           double scale)
 {
     for (int64_t i = 0; i < n; i++) sums[i] += (int64_t)((double)values[i] * scale + 0.5);
 }
 
-static void REAL_NAME(add_loads)(const cumoe_config_t *c, const REAL *clean, REAL_NAME(gate_row_t) * row,
-                                 double scale, int64_t *loads)
+static void FN(add_loads)(const cumoe_config_t *c, const REAL *clean, FN(gate_row_t) * row, double scale,
+                          int64_t *loads)
 {
     const int32_t K = c->top_k;
-    REAL *p = row->free1;
-    REAL_NAME(all_probabilities)
-    (clean, row->noisy, row->std, REAL_NAME(threshold_of_others)(row, K), c->num_experts, p);
-    const REAL threshold = REAL_NAME(threshold_of_chosen)(row, K);
+    REAL *p = row->first;
+    FN(all_probabilities)(clean, row->noisy, row->std, FN(threshold_of_others)(row, K), c->num_experts, p);
+    const REAL threshold = FN(threshold_of_chosen)(row, K);
     for (int32_t j = 0; j < K && j < row->found; j++) {
         const int32_t e = row->best[j];
-        p[e] = threshold == -(REAL)INFINITY
-                   ? 1
-                   : FN(normal_cdf)(REAL_NAME(load_argument)(clean[e], threshold, row->std[e]));
+        p[e] =
+            threshold == -(REAL)INFINITY ? 1 : FN(normal_cdf)(FN(load_argument)(clean[e], threshold, row->std[e]));
     }
-    REAL_NAME(add_fixed)(loads, p, c->num_experts, scale);
+    FN(add_fixed)(loads, p, c->num_experts, scale);
 }
 
 /* Softmax over the chosen logits (eq. 3): weights of one token, in the order of slots. */
-static void REAL_NAME(write_topk)(const cumoe_config_t *c, const REAL_NAME(gate_row_t) * row, int32_t *expert,
-                                  REAL *weight)
+static void FN(write_topk)(const cumoe_config_t *c, const FN(gate_row_t) * row, int32_t *expert, REAL *weight)
 {
     const int32_t K = c->top_k, chosen = row->found < K ? row->found : K;
     REAL sum = 0;
@@ -55,8 +52,7 @@ static void REAL_NAME(write_topk)(const cumoe_config_t *c, const REAL_NAME(gate_
 }
 
 /* Softmax over all experts (eq. 2); expert e in slot e. */
-static void REAL_NAME(write_softmax)(const cumoe_config_t *c, const REAL_NAME(gate_row_t) * row, int32_t *expert,
-                                     REAL *weight)
+static void FN(write_softmax)(const cumoe_config_t *c, const FN(gate_row_t) * row, int32_t *expert, REAL *weight)
 {
     const int32_t E = c->num_experts;
     REAL most = -(REAL)INFINITY, sum = 0;
@@ -72,9 +68,8 @@ static void REAL_NAME(write_softmax)(const cumoe_config_t *c, const REAL_NAME(ga
 }
 
 /* One token: choices, weights, and its part of the sums. */
-static void REAL_NAME(forward_token)(const cumoe_config_t *c, const cumoe_gate_args_t *args, int64_t t,
-                                     const REAL *clean, REAL_NAME(gate_row_t) * row, int64_t *sums,
-                                     int64_t *counters)
+static void FN(forward_token)(const cumoe_config_t *c, const cumoe_gate_args_t *args, int64_t t, const REAL *clean,
+                              FN(gate_row_t) * row, int64_t *sums, int64_t *counters)
 {
     const int64_t E = c->num_experts, K = c->top_k;
     const bool noise = args->training && cumoe__is_noisy(c->gate);
@@ -82,12 +77,12 @@ static void REAL_NAME(forward_token)(const cumoe_config_t *c, const cumoe_gate_a
     int32_t *expert = args->routing.expert + t * K;
     REAL *weight = (REAL *)args->routing.weight + t * K;
 
-    REAL_NAME(decide_row)(c, args->routing.call, noise, t, clean, row);
+    FN(decide_row)(c, args->routing.call, noise, t, clean, row);
     if (c->gate == CUMOE_GATE_SOFTMAX)
-        REAL_NAME(write_softmax)(c, row, expert, weight);
+        FN(write_softmax)(c, row, expert, weight);
     else
-        REAL_NAME(write_topk)(c, row, expert, weight);
-    if (cumoe__cpu_smooth_load(c, args->training)) REAL_NAME(add_loads)(c, clean, row, scale, sums + E);
+        FN(write_topk)(c, row, expert, weight);
+    if (cumoe__cpu_smooth_load(c, args->training)) FN(add_loads)(c, clean, row, scale, sums + E);
     bool routed = false;
     for (int64_t j = 0; j < K; j++) {
         if (expert[j] < 0) continue;
@@ -98,27 +93,25 @@ static void REAL_NAME(forward_token)(const cumoe_config_t *c, const cumoe_gate_a
     counters[COUNT_NAN_TOKENS] += !routed && row->unusable;
 }
 
-static void REAL_NAME(forward_block)(const cumoe_context_t *context, const cumoe_gate_args_t *args, int64_t first,
-                                     int64_t tokens, const cumoe_cpu_gate_scratch_t *scratch)
+static void FN(forward_block)(const cumoe_context_t *context, const cumoe_gate_args_t *args, int64_t first,
+                              int64_t tokens, const cumoe_cpu_gate_scratch_t *scratch)
 {
     const cumoe_config_t *c = &context->config;
     const int64_t columns = cumoe__cpu_gate_columns(c);
 #pragma omp parallel num_threads(c->max_threads)
     {
         const int thread = omp_get_thread_num();
-        REAL_NAME(gate_row_t)
-        row = REAL_NAME(thread_row)(c, scratch, thread, cumoe__cpu_smooth_load(c, args->training));
+        FN(gate_row_t) row = FN(thread_row)(c, scratch, thread, cumoe__cpu_smooth_load(c, args->training));
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < tokens; i++)
-            if (cumoe__cpu_token_counts(args->token_mask, first + i)) REAL_NAME(forward_token)
+            if (cumoe__cpu_token_counts(args->token_mask, first + i)) FN(forward_token)
         (c, args, first + i, (const REAL *)scratch->logits + i * columns, &row,
-         scratch->sums + thread * 2 * (int64_t)c->num_experts, scratch->counters + thread * 8);
+         scratch->sums + thread * 2 * (int64_t)c->num_experts, scratch->counters + thread * COUNTERS);
     }
 }
 
 /* External choices: what is outside 0..E-1 is not routed, and its weight not looked at. */
-static void REAL_NAME(external_token)(const cumoe_config_t *c, const cumoe_gate_args_t *args, int64_t t,
-                                      int64_t *counters)
+static void FN(external_token)(const cumoe_config_t *c, const cumoe_gate_args_t *args, int64_t t, int64_t *counters)
 {
     const int64_t K = c->top_k;
     for (int64_t slot = t * K; slot < (t + 1) * K; slot++) {
@@ -132,8 +125,8 @@ static void REAL_NAME(external_token)(const cumoe_config_t *c, const cumoe_gate_
 }
 
 /* The vectors and losses that the caller asked for. */
-static void REAL_NAME(write_sums)(const cumoe_config_t *c, const cumoe_gate_args_t *args, double cv2_importance,
-                                  double cv2_load)
+static void FN(write_sums)(const cumoe_config_t *c, const cumoe_gate_args_t *args, double cv2_importance,
+                           double cv2_load)
 {
     const double unit = 1.0 / (double)((int64_t)1 << CUMOE_FIXED_POINT_BITS(c->dtype));
     for (int64_t e = 0; args->importance && e < c->num_experts; e++)

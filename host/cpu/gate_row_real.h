@@ -1,21 +1,19 @@
 /* One token's row of logits, in REAL: noise, selection. Shared by forward and backward, so that both see the same.
  */
 
-enum { REAL_NAME(QUADS) = 16 };
-
 /* What a row decides, and the scratch of a thread. */
-typedef struct REAL_NAME(gate_row) {
-    REAL *std, *noisy, *free1, *free2; /* [E] */
-    float *normal;                     /* [E rounded up to 64] eps of eq. 4 */
-    int32_t wanted;                    /* K + 1 where smooth loads need the runner-up, else K */
-    int32_t found;                     /* <= wanted: usable logits among the best */
-    int32_t best[CUMOE_MAX_TOP_K + 1]; /* by descending noisy logit, ties to the lowest index */
+typedef struct FN(gate_row) {
+    REAL *std, *noisy, *first, *second; /* [E] free: probabilities; dclean and dstd */
+    float *normal;                      /* [E rounded up to 64] eps of eq. 4 */
+    int32_t wanted;                     /* K + 1 where smooth loads need the runner-up, else K */
+    int32_t found;                      /* <= wanted: usable logits among the best */
+    int32_t best[CUMOE_MAX_TOP_K + 1];  /* by descending noisy logit, ties to the lowest index */
     REAL value[CUMOE_MAX_TOP_K + 1];
     int64_t unusable; /* NaN or +Inf in the row */
-} REAL_NAME(gate_row_t);
+} FN(gate_row_t);
 
-CUMOE_CPU_CLONES static void REAL_NAME(row_normals)(float *restrict normal, int64_t E, uint64_t seed,
-                                                    uint32_t stream, uint64_t offset, int64_t token)
+CUMOE_CPU_CLONES static void FN(row_normals)(float *restrict normal, int64_t E, uint64_t seed, uint32_t stream,
+                                             uint64_t offset, int64_t token)
 {
     enum { Q = 16 }; /* quads at a time: one vector register of words */
     for (int64_t q0 = 0; q0 * 4 < E; q0 += Q) {
@@ -32,9 +30,9 @@ CUMOE_CPU_CLONES static void REAL_NAME(row_normals)(float *restrict normal, int6
 }
 
 /* noisy = clean + eps std, std = softplus(raw) + noise_epsilon (eq. 4). */
-CUMOE_CPU_CLONES static void REAL_NAME(add_noise)(const REAL *restrict clean, const REAL *restrict raw,
-                                                  const float *restrict normal, REAL epsilon, int64_t E,
-                                                  REAL *restrict std, REAL *restrict noisy)
+CUMOE_CPU_CLONES static void FN(add_noise)(const REAL *restrict clean, const REAL *restrict raw,
+                                           const float *restrict normal, REAL epsilon, int64_t E,
+                                           REAL *restrict std, REAL *restrict noisy)
 {
     for (int64_t e = 0; e < E; e++) {
         const REAL s = FN(softplus)(raw[e]) + epsilon;
@@ -44,7 +42,7 @@ CUMOE_CPU_CLONES static void REAL_NAME(add_noise)(const REAL *restrict clean, co
 }
 
 /* NaN and +Inf never win: they become -Inf, like what is masked. The number of them. */
-CUMOE_CPU_CLONES static int64_t REAL_NAME(drop_unusable)(REAL *restrict logits, int64_t E)
+CUMOE_CPU_CLONES static int64_t FN(drop_unusable)(REAL *restrict logits, int64_t E)
 {
     int64_t unusable = 0;
     for (int64_t e = 0; e < E; e++) {
@@ -56,7 +54,7 @@ CUMOE_CPU_CLONES static int64_t REAL_NAME(drop_unusable)(REAL *restrict logits, 
 }
 
 /* The best logits by insertion into a short list; > keeps the lowest index first among equals, and -Inf out. */
-static void REAL_NAME(select_best)(const REAL *logits, int64_t E, REAL_NAME(gate_row_t) * row)
+static void FN(select_best)(const REAL *logits, int64_t E, FN(gate_row_t) * row)
 {
     row->found = 0;
     REAL least = -(REAL)INFINITY;
@@ -74,47 +72,47 @@ static void REAL_NAME(select_best)(const REAL *logits, int64_t E, REAL_NAME(gate
 }
 
 /* From a row of logits to the noisy logits and the best of them. */
-static void REAL_NAME(decide_row)(const cumoe_config_t *c, const cumoe_call_t *call, bool noise, int64_t t,
-                                  const REAL *clean, REAL_NAME(gate_row_t) * row)
+static void FN(decide_row)(const cumoe_config_t *c, const cumoe_call_t *call, bool noise, int64_t t,
+                           const REAL *clean, FN(gate_row_t) * row)
 {
     const int64_t E = c->num_experts;
     if (noise) {
-        REAL_NAME(row_normals)(row->normal, E, call->seed, c->noise_stream, call->offset, call->first_token + t);
-        REAL_NAME(add_noise)(clean, clean + E, row->normal, (REAL)c->noise_epsilon, E, row->std, row->noisy);
+        FN(row_normals)(row->normal, E, call->seed, c->noise_stream, call->offset, call->first_token + t);
+        FN(add_noise)(clean, clean + E, row->normal, (REAL)c->noise_epsilon, E, row->std, row->noisy);
     } else {
         memcpy(row->noisy, clean, (size_t)E * sizeof(REAL));
     }
-    row->unusable = REAL_NAME(drop_unusable)(row->noisy, E);
-    if (c->gate != CUMOE_GATE_SOFTMAX) REAL_NAME(select_best)(row->noisy, E, row);
+    row->unusable = FN(drop_unusable)(row->noisy, E);
+    if (c->gate != CUMOE_GATE_SOFTMAX) FN(select_best)(row->noisy, E, row);
 }
 
 /* kth_excluding (eq. 9): a chosen expert must stay above the runner-up, the others above the last chosen one. */
-static inline REAL REAL_NAME(threshold_of_chosen)(const REAL_NAME(gate_row_t) * row, int32_t K)
+static inline REAL FN(threshold_of_chosen)(const FN(gate_row_t) * row, int32_t K)
 {
     return row->found > K ? row->value[K] : -(REAL)INFINITY;
 }
 
-static inline REAL REAL_NAME(threshold_of_others)(const REAL_NAME(gate_row_t) * row, int32_t K)
+static inline REAL FN(threshold_of_others)(const FN(gate_row_t) * row, int32_t K)
 {
     return row->found >= K ? row->value[K - 1] : -(REAL)INFINITY;
 }
 
 /* z of eq. 9, kept where Phi is neither 0 nor 1 and products with it stay finite. */
-static inline __attribute__((always_inline)) REAL REAL_NAME(load_argument)(REAL clean, REAL threshold, REAL std)
+static inline __attribute__((always_inline)) REAL FN(load_argument)(REAL clean, REAL threshold, REAL std)
 {
     const REAL z = (clean - threshold) / std;
     return z < -40 ? -40 : z > 40 ? 40 : z;
 }
 
-static REAL_NAME(gate_row_t)
-    REAL_NAME(thread_row)(const cumoe_config_t *c, const cumoe_cpu_gate_scratch_t *scratch, int thread, bool smooth)
+static FN(gate_row_t)
+    FN(thread_row)(const cumoe_config_t *c, const cumoe_cpu_gate_scratch_t *scratch, int thread, bool smooth)
 {
     const int64_t E = c->num_experts;
     REAL *rows = (REAL *)scratch->rows + thread * 4 * E;
-    return (REAL_NAME(gate_row_t)){.std = rows,
-                                   .noisy = rows + E,
-                                   .free1 = rows + 2 * E,
-                                   .free2 = rows + 3 * E,
-                                   .normal = scratch->normals + thread * cumoe__cpu_normals_stride(c),
-                                   .wanted = c->top_k + (smooth ? 1 : 0)};
+    return (FN(gate_row_t)){.std = rows,
+                            .noisy = rows + E,
+                            .first = rows + 2 * E,
+                            .second = rows + 3 * E,
+                            .normal = scratch->normals + thread * cumoe__cpu_normals_stride(c),
+                            .wanted = c->top_k + (smooth ? 1 : 0)};
 }

@@ -28,8 +28,8 @@ CUMOE_CPU_CLONES static void chunk_of_normals(uint64_t seed, uint32_t matrix, in
 static void fill_chunk(uint64_t seed, uint32_t matrix, cumoe_matrix_t m, int64_t expert, int64_t first,
                        int64_t elements, int64_t cols, double std)
 {
-    float normal[CHUNK];
-    chunk_of_normals(seed, matrix, expert, (uint64_t)first, normal);
+    float normal[CHUNK] = {0};
+    if (std > 0) chunk_of_normals(seed, matrix, expert, (uint64_t)first, normal);
     for (int64_t i = first; i < first + CHUNK && i < elements; i++) {
         const int64_t at = expert * m.expert_stride + i / cols * m.row_stride + i % cols * m.col_stride;
         const double value = std * (double)normal[i - first];

@@ -19,6 +19,7 @@ extern "C" {
  *
  * CUMOE_INVALID_ARGUMENT    a pointer is NULL or a field out of its range; the sentence names it
  * CUMOE_UNSUPPORTED_CONFIG  valid, but this kind, type or activation has no kernel yet; the sentence names it
+ * CUMOE_UNSUPPORTED_DEVICE  valid, but not on this device (TF32 on the CPU)
  * CUMOE_OUT_OF_MEMORY       host memory
  *
  * Allocates: host memory.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
@@ -34,7 +35,7 @@ CUMOE_API void cumoe_layer_destroy(cumoe_layer_t *layer);
  * and saved, which goes unchanged from a forward to its backward (it holds no pointers: copy or offload it as
  * you like). Both grow with num_tokens, so one question for the largest T serves all smaller ones.
  *
- * num_tokens      T >= 0, T * K < 2^31 (SOFTMAX: T * E)
+ * num_tokens      T >= 0, T * K < 2^31, with F64 at most 2^22 (SOFTMAX: K = E)
  * workspace_size  out: enough for every call; for forward without saved alone if saved_size is NULL
  * saved_size      out, or NULL
  *
@@ -50,7 +51,8 @@ typedef struct cumoe_forward_args {
     const cumoe_weights_t *weights; /* in */
     const void *x;                  /* in   [T, H] */
     int64_t x_stride;               /* >= H; 0 = H */
-    void *y;                        /* out  [T, H]; may not overlap x */
+    void *y;                        /* out  [T, H]; shares no element with x (two column ranges of one
+ buffer are fine) */
     int64_t y_stride;               /* >= H; 0 = H */
     const uint8_t *token_mask;      /* in   [T], any alignment: 0 = padding, not routed, in no loss, y = 0;
                                        NULL = no padding */
@@ -70,7 +72,8 @@ typedef struct cumoe_forward_args {
     /* Optional outputs, NULL = not wanted. "Gate type" is F32, or F64 when config.dtype is F64. */
     int32_t *chosen_expert;         /* out  [T, K] by descending weight (SOFTMAX: expert j in slot
                                        j; EXTERNAL: as given); -1 = none, as for padding and rows that are not live */
-    void *chosen_weight;            /* out  [T, K] gate type; 0 where none */
+    void *chosen_weight;            /* out  [T, K] gate type; 0 where none; NaN for a token without a usable
+ logit because of NaN or +Inf */
     int32_t *expert_count;          /* out  [E] rows per expert */
     void *importance;               /* out  [E] sum of gate values (eq. 6), gate type; EXTERNAL: 0 */
     void *load;                     /* out  [E] gate type: smooth load (eq. 10) of noisy kinds in training, else
@@ -79,7 +82,7 @@ typedef struct cumoe_forward_args {
                                        kind does not have */
     cumoe_statistics_t *statistics; /* out  [1], 8-byte aligned */
 
-    void *workspace; /* scratch */
+    void *workspace; /* scratch; like saved it overlaps nothing else */
     size_t workspace_size;
     void *saved; /* out, for backward; NULL = no backward follows */
     size_t saved_size;
@@ -90,7 +93,7 @@ typedef struct cumoe_forward_args {
  *
  * stream  any stream of the handle's device, NULL = the default stream; NULL on the CPU
  *
- * CUMOE_INVALID_ARGUMENT  a required pointer is NULL or misaligned, a number out of range, x and y overlap
+ * CUMOE_INVALID_ARGUMENT  a required pointer is NULL or misaligned, a number out of range, arrays overlap
  * CUMOE_BUFFER_TOO_SMALL  workspace_size or saved_size is below what this call needs (cumoe_layer_buffer_sizes()
  *                         always suffices)
  * CUMOE_CUDA_ERROR        a launch failed
@@ -106,18 +109,18 @@ typedef enum cumoe_gradient_mode {
 } cumoe_gradient_mode_t;
 
 typedef struct cumoe_backward_args {
-    size_t struct_size;               /* sizeof(cumoe_backward_args_t) */
-    int64_t num_tokens;               /* T of the forward call */
-    const cumoe_weights_t *weights;   /* in   unchanged since forward */
-    const void *x;                    /* in   [T, H] unchanged since forward */
-    int64_t x_stride;                 /* >= H; 0 = H */
-    const void *dy;                   /* in   [T, H] gradient of the task loss (of the sum over all ranks) */
-    int64_t dy_stride;                /* >= H; 0 = H */
-    const uint8_t *token_mask;        /* in   [T] that of the forward call */
-    int32_t training;                 /* that of the forward call */
-    const void *loss_gradient;        /* in   [CUMOE_NUM_LOSSES] gate type: upstream gradients; NULL =
-                                         config.loss_weight */
-    void *dx;                         /* out  [T, H], overwritten in either mode; NULL = not wanted */
+    size_t struct_size;             /* sizeof(cumoe_backward_args_t) */
+    int64_t num_tokens;             /* T of the forward call */
+    const cumoe_weights_t *weights; /* in   unchanged since forward */
+    const void *x;                  /* in   [T, H] unchanged since forward */
+    int64_t x_stride;               /* >= H; 0 = H */
+    const void *dy;                 /* in   [T, H] gradient of the task loss (of the sum over all ranks) */
+    int64_t dy_stride;              /* >= H; 0 = H */
+    const uint8_t *token_mask;      /* in   [T] that of the forward call */
+    int32_t training;               /* that of the forward call */
+    const void *loss_gradient;      /* in   [CUMOE_NUM_LOSSES] gate type: upstream gradients; NULL =
+                                       config.loss_weight */
+    void *dx; /* out  [T, H], overwritten in either mode; shares no element with x or dy; NULL = not wanted */
     int64_t dx_stride;                /* >= H; 0 = H */
     void *dindex_weight;              /* out  [T, K] EXTERNAL, gate type: gradient of index_weight; 0 where not
                                          routed, so for padding and rows that are not live; NULL = not wanted */

@@ -32,12 +32,12 @@ typedef struct cumoe_optimizer_args {
     float weight_decay;               /* decoupled; 0 = none */
     cumoe_optimizer_call_t values;
     const cumoe_optimizer_call_t *call; /* in, device: replaces values; NULL = values */
-    void *state;                        /* in/out, the caller's; zero before the first step. Holds F32 master copies
-                                           of 16-bit parameters as well */
+    void *state; /* in/out, the caller's; the step with step = 1 initialises it, whatever it holds. With 16-bit
+                    parameters it holds their F32 master copies as well */
     size_t state_size;
 } cumoe_optimizer_args_t;
 
-/* The bytes of state that an optimizer needs for the layer.
+/* The bytes of state that an optimizer needs for the layer and the types of its weights.
  *
  * CUMOE_INVALID_ARGUMENT    a pointer is NULL, optimizer unknown
  * CUMOE_UNSUPPORTED_CONFIG  not in this version
@@ -45,6 +45,7 @@ typedef struct cumoe_optimizer_args {
  * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_optimizer_state_size(const cumoe_layer_t *layer,
                                                                     cumoe_optimizer_t optimizer,
+                                                                    const cumoe_weights_t *weights,
                                                                     size_t *state_size);
 
 /* Update the weights from the gradients.

@@ -45,17 +45,16 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_stage_workspace_size(const cumoe_
 
 /* What the gate decided, per token; "slot" t * K + j is its j-th choice. */
 typedef struct cumoe_routing {
-    cumoe_call_t
-        *call;       /* [1]     the numbers of the call, live_tokens within 0..T: all later stages read them here */
-    int32_t *expert; /* [T, K]  -1 = none */
-    void *weight;    /* [T, K]  gate type; 0 where none, NaN in every slot of a token without a usable logit */
+    cumoe_call_t *call; /* [1]     the numbers of the call, live_tokens within 0..T; later stages read them here */
+    int32_t *expert;    /* [T, K]  -1 = none, as for masked tokens and rows that are not live */
+    void *weight;       /* [T, K]  gate type; 0 where none, NaN in every slot of a token without a usable logit */
     int32_t
         *token_slot; /* [T + 1] first slot of a token where the number of choices varies (BALANCED); else NULL */
     int64_t *importance; /* [E]     fixed point, see CUMOE_FIXED_POINT_BITS: exact sums in any order */
     int64_t *load;       /* [E]     fixed point */
 } cumoe_routing_t;
 
-/* importance and load count in units of 2^-bits: with F64 gates at most 2^22 tokens, else 2^31 - 1. */
+/* importance and load count in units of 2^-bits: at most 2^22 rows with F64 gates, else below 2^31. */
 #define CUMOE_FIXED_POINT_BITS(dtype) ((dtype) == CUMOE_F64 ? 40 : 32)
 
 typedef struct cumoe_gate_args {
@@ -115,7 +114,7 @@ typedef struct cumoe_up_args {
     const void *x;     /* in   [T, H] */
     int64_t x_stride;
     void *z;      /* out  [R, I], or [R, 2I] with up in columns 0..I-1 and glu behind; token type */
-    void *hidden; /* out  [R, I] token type; NULL = z only */
+    void *hidden; /* out  [R, I] token type; NULL = z only; may be z itself without glu */
     void *workspace;
     size_t workspace_size;
 } cumoe_up_args_t;
@@ -156,7 +155,7 @@ typedef struct cumoe_down_backward_args {
     size_t struct_size;
     int64_t num_tokens;
     const cumoe_weights_t *weights;
-    cumoe_routing_t routing; /* in   call, weight */
+    cumoe_routing_t routing; /* in   weight */
     cumoe_rows_t rows;       /* in */
     const void *z;           /* in   [R, I or 2I] */
     const void *dy;          /* in   [T, H] */

@@ -68,14 +68,14 @@ typedef enum cumoe_glu_placement {
     CUMOE_GLU_INTERLEAVED = 3 /* w_up [E, 2I, H]: rows 2i are glu, 2i+1 up */
 } cumoe_glu_placement_t;
 
-/* The losses of a layer, as indices into arrays of CUMOE_NUM_LOSSES numbers of the gate type. */
+/* The losses of a layer, as indices into arrays of CUMOE_NUM_LOSSES numbers. */
 typedef enum cumoe_loss {
     CUMOE_LOSS_IMPORTANCE = 0, /* CV^2 of the sums of gate values per expert (eq. 6-7) */
     CUMOE_LOSS_LOAD = 1,       /* CV^2 of the smooth loads (App. A, eq. 8-11) */
     CUMOE_LOSS_SWITCH = 2,     /* E sum_e f_e p_e: share of tokens times mean probability */
     CUMOE_LOSS_Z = 3,          /* mean over tokens of log(sum_e exp(c_e))^2 */
     CUMOE_LOSS_THRESHOLD = 4,  /* L_batchwise of the balanced gate (eq. 20) */
-    CUMOE_NUM_LOSSES = 5
+    CUMOE_NUM_LOSSES = 8       /* room in every array of losses; entries 5..7 are 0 */
 } cumoe_loss_t;
 
 /* The four numbers of a call that may change between replays of a captured graph. In device memory when
@@ -83,7 +83,7 @@ typedef enum cumoe_loss {
 typedef struct cumoe_call {
     uint64_t seed;       /* key of the noise, together with config.noise_stream */
     uint64_t offset;     /* counter of the noise: another value in every step and every time step */
-    int64_t first_token; /* global index of row 0, >= 0: the noise of a token hangs on it alone */
+    int64_t first_token; /* global index of row 0, 0..2^42 - T: the noise of a token hangs on it alone */
     int64_t live_tokens; /* rows to compute, 0..T: rows of x beyond are not read, rows of y and dx beyond not
                             written. A value outside 0..T is taken as the nearer of the two. */
 } cumoe_call_t;
@@ -102,6 +102,7 @@ typedef struct cumoe_statistics {
     double cv_load;             /* the same of load */
     double max_over_mean_load;  /* of load (paper table 6); 0 if all loads are 0 */
     double max_over_mean_count; /* of the rows per expert */
+    int64_t reserved[4];        /* 0 */
 } cumoe_statistics_t;
 
 #endif

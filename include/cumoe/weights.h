@@ -5,7 +5,9 @@
  *   Mixtral, Qwen3    .w_up = gate_up_proj, .glu = CUMOE_GLU_FIRST
  *   gpt-oss           .w_up = gate_up_proj, .glu = CUMOE_GLU_INTERLEAVED,
  *                     .up_row_stride = 1, .up_col_stride = 2I, .down_row_stride = 1, .down_col_stride = H
- * Forward and backward never write to weights; they write to what is passed as gradients. */
+ * Forward and backward never write to weights; they write to what is passed as gradients. A NaN or infinity in the
+ * weights of a gate makes that expert unusable and reaches dx. With expert parallelism w_up, w_glu, w_down and the
+ * biases hold the rank's own experts; everything else is replicated. */
 #ifndef CUMOE_WEIGHTS_H
 #define CUMOE_WEIGHTS_H
 
@@ -16,9 +18,9 @@ extern "C" {
 #endif
 
 typedef struct cumoe_weights {
-    size_t struct_size;        /* sizeof(cumoe_weights_t) */
-    cumoe_dtype_t dtype;       /* of the expert matrices and biases; default config.dtype. Gradients: that or F32
-                                  (F64 with F64) */
+    size_t struct_size;  /* sizeof(cumoe_weights_t) */
+    cumoe_dtype_t dtype; /* of the expert matrices and biases; default config.dtype. Gradients: that or the gate
+                            type, F32 (F64 with F64) */
     cumoe_dtype_t gate_dtype;  /* of w_gate, w_noise and the primary pair; default F32, F64 with F64 */
     cumoe_glu_placement_t glu; /* default SEPARATE */
 
@@ -51,7 +53,7 @@ typedef struct cumoe_weights {
  * dtype    of the expert matrices; CUMOE_DTYPE_DEFAULT = the layer's
  * weights  out: everything is overwritten; unchanged on failure
  *
- * CUMOE_INVALID_ARGUMENT    a pointer is NULL, dtype not the layer's nor F32
+ * CUMOE_INVALID_ARGUMENT    a pointer is NULL, dtype neither the layer's nor the gate type (F32; F64 with F64)
  * CUMOE_OUT_OF_MEMORY       device memory
  *
  * Allocates: yes.  Synchronizes: yes.  Capturable: no.  Thread-safe: yes. */
