@@ -8,6 +8,7 @@
 
 #include <cblas.h>
 #include <cumoe/cumoe.h>
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -298,6 +299,11 @@ static void measure(bench_t *b, times_t *times)
 int main(int argc, char **argv)
 {
     const options_t options = options_parse(argc, argv);
+    FILE *json = options.json ? fopen(options.json, "w") : NULL;
+    if (options.json && !json) {
+        fprintf(stderr, "cumoe-perf-cpu: --json %s: %s\n", options.json, strerror(errno));
+        return 2;
+    }
     openblas_set_num_threads(options.threads);
     times_t times[2];
     bool good = true;
@@ -314,7 +320,7 @@ int main(int argc, char **argv)
         report_table(&times[glu], glu == 0);
         bench_destroy(&b);
     }
-    if (options.json) good &= report_json(options.json, &options, times, 2);
+    if (json) good &= report_json(json, &options, times, 2);
     for (int glu = 0; glu < 2; glu++) times_destroy(&times[glu]);
     return good ? EXIT_SUCCESS : EXIT_FAILURE;
 }

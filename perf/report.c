@@ -2,10 +2,8 @@
 
 #include <cblas.h>
 #include <cumoe/cumoe.h>
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #undef I /* of complex.h */
 
 static const char *const contestant_name[] = {"cumoe", "dense", "loop"};
@@ -112,25 +110,20 @@ static void json_spread(FILE *f, const char *name, spread_t s, const char *end)
     fprintf(f, "\"%s\": {\"median\": %.6g, \"min\": %.6g, \"max\": %.6g}%s", name, s.median, s.min, s.max, end);
 }
 
-bool report_json(const char *file, const options_t *o, const times_t *times, int count)
+bool report_json(FILE *f, const options_t *o, const times_t *times, int count)
 {
-    FILE *f = fopen(file, "w");
-    if (!f) {
-        fprintf(stderr, "cumoe-perf-cpu: --json %s: %s\n", file, strerror(errno));
-        return false;
-    }
-    fprintf(
-        f,
-        "{\"tokens\": %d, \"hidden\": %d, \"intermediate\": %d, \"experts\": %d, \"top_k\": %d, \"threads\": %d, "
-        "\"repeat\": %d,\n \"openblas\": \"%s\",\n \"results\": [",
-        o->tokens, o->hidden, o->intermediate, o->experts, o->top_k, o->threads, o->repeat, openblas_get_config());
+    fprintf(f, "{\"tokens\": %d, \"hidden\": %d, \"intermediate\": %d, \"experts\": %d, \"top_k\": %d,\n",
+            o->tokens, o->hidden, o->intermediate, o->experts, o->top_k);
+    fprintf(f, " \"threads\": %d, \"repeat\": %d, \"openblas\": \"%s\",\n \"results\": [", o->threads, o->repeat,
+            openblas_get_config());
     for (int i = 0; i < count * PASSES; i++) {
         const times_t *t = &times[i / PASSES];
         const int pass = i % PASSES;
         fprintf(f, "%s\n  {\"activation\": \"%s\", \"pass\": \"%s\",\n   \"gflops\": {", i ? "," : "",
                 t->shape.glu ? "swiglu" : "relu", pass_name[pass]);
-        for (int c = 0; c < CONTESTANTS; c++)
+        for (int c = 0; c < CONTESTANTS; c++) {
             json_spread(f, contestant_name[c], rate(t, c, pass), c < LOOP ? ", " : "},\n");
+        }
         fprintf(f, "   \"ratio\": {");
         json_spread(f, "cumoe/dense", ratio(t, DENSE, pass), ", ");
         json_spread(f, "cumoe/loop", ratio(t, LOOP, pass), "}}");
@@ -138,7 +131,7 @@ bool report_json(const char *file, const options_t *o, const times_t *times, int
     fprintf(f, "]}\n");
     const bool failed = ferror(f);
     if (fclose(f) != 0 || failed) {
-        fprintf(stderr, "cumoe-perf-cpu: --json %s: %s\n", file, strerror(errno));
+        fprintf(stderr, "cumoe-perf-cpu: --json %s: could not be written\n", o->json);
         return false;
     }
     return true;

@@ -5,6 +5,8 @@
 #include "options.h"
 #include "yardsticks.h"
 
+#include <stdio.h>
+
 enum { CUMOE, DENSE, LOOP, CONTESTANTS };
 enum { FORWARD, BACKWARD, BOTH, PASSES };
 
@@ -24,7 +26,7 @@ void report_machine(const options_t *options);
 /* Rows of the Markdown table on stdout; the heading as well if first. */
 void report_table(const times_t *times, bool first);
 
-/* All figures of count activations; false, with a sentence on stderr, if the file cannot be written. */
-bool report_json(const char *file, const options_t *options, const times_t *times, int count);
+/* All figures of count activations; closes the file. False, with a sentence on stderr, if it cannot be written. */
+bool report_json(FILE *file, const options_t *options, const times_t *times, int count);
 
 #endif

@@ -68,6 +68,7 @@ debootstrap --variant=minbase "$suite" "$folder" "$mirror" >"$folder.log" 2>&1 |
     die 'debootstrap failed'
 }
 rm -f "$folder.log"
+chmod 755 "$folder" # mktemp keeps others out, and not only root works inside
 
 # Clients inside are to reach the network as clients outside do.
 targets | awk '{ print "deb " $1 " " $2 " " $3 }' | sort -u >"$folder/etc/apt/sources.list"

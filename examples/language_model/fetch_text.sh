@@ -29,8 +29,9 @@ root_of() # package file
 unpack() # package
 {
     mkdir -p "$packages"
-    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
-        die "$1 is not installed, and this is not Debian or Ubuntu: name a text of your own, make demo TEXT=path"
+    if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+        die "$1 is not installed, and this is not Debian or Ubuntu; name a text of your own: make demo TEXT=path"
+    fi
     # _apt cannot write to the folder of another user; the download is checked against the signed lists all the same.
     (cd "$packages" && rm -f "$1"_*.deb && apt-get -q -o APT::Sandbox::User=root download "$1") ||
         die "cannot download the package $1 (no network, or apt-get update was never run);" \
@@ -38,11 +39,25 @@ unpack() # package
     dpkg-deb -x "$packages/$1"_*.deb "$packages/$1"
 }
 
+# A reader that was unpacked may lack a library that is not installed either: it gets that package's own.
+read_bible() # verses
+{
+    LD_LIBRARY_PATH=${libraries-} "$reader" -p "$root/usr/lib" -f "$1" </dev/null
+}
+find_libraries()
+{
+    readline=$(dpkg-deb -f "$packages"/bible-kjv_*.deb Depends | grep -o 'libreadline[a-z0-9]*') || return 1
+    [ -e "$packages/$readline" ] || unpack "$readline" >&2
+    file=$(find "$packages/$readline" -name 'libreadline.so.*' | head -n 1)
+    libraries=$(dirname "$file")
+}
+
 # The reader prints one verse a line, with its reference in front.
 if [ ! -s "$out/bible.txt" ]; then
     root=$(root_of bible-kjv-text /usr/lib/bible.data)
     reader=$(root_of bible-kjv /usr/bin/bible)/usr/bin/bible
-    "$reader" -p "$root/usr/lib" -f Gen1:1-Rev22:21 >"$out/bible.part" </dev/null || die "the reader bible failed"
+    read_bible Gen1:1 >/dev/null 2>&1 || find_libraries || die "the reader $reader does not run"
+    read_bible Gen1:1-Rev22:21 >"$out/bible.part" || die "the reader $reader failed"
     mv "$out/bible.part" "$out/bible.txt"
 fi
 

@@ -23,6 +23,23 @@ enum { COUNT_NAN_LOGITS, COUNT_NAN_TOKENS, COUNT_BAD_INDICES, COUNTERS = 8 /* a 
 #undef REAL
 #undef FN
 
+CUMOE_CPU_CLONES void cumoe__cpu_row_normals(float *restrict normal, int64_t E, uint64_t seed, uint32_t stream,
+                                             uint64_t offset, int64_t token)
+{
+    enum { Q = 16 }; /* quads at a time: one vector register of words */
+    for (int64_t q0 = 0; q0 * 4 < E; q0 += Q) {
+        float n[4][Q];
+        for (int q = 0; q < Q; q++) {
+            float four[4];
+            cumoe_noise_normals(
+                cumoe_noise_words(seed, stream, offset, token, CUMOE_NOISE_FLAT, (uint32_t)(q0 + q)), four);
+            n[0][q] = four[0], n[1][q] = four[1], n[2][q] = four[2], n[3][q] = four[3];
+        }
+        for (int q = 0; q < Q; q++)
+            for (int j = 0; j < 4; j++) normal[4 * (q0 + q) + j] = n[j][q];
+    }
+}
+
 cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context, int64_t num_tokens, bool backward,
                                                  void *workspace)
 {

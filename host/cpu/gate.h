@@ -58,6 +58,10 @@ void cumoe__cpu_gate_logits(const cumoe_context_t *context, const cumoe_weights_
                             int64_t x_stride, int64_t first, int64_t tokens, bool noise,
                             const cumoe_cpu_gate_scratch_t *scratch);
 
+/* eps of eq. 4 for experts 0..E-1 of one token, rounded up to a multiple of 64. */
+void cumoe__cpu_row_normals(float *restrict normal, int64_t E, uint64_t seed, uint32_t stream, uint64_t offset,
+                            int64_t token);
+
 /* CV^2 of fixed-point sums over E experts, in double and two passes; 0 for a zero vector. mean may be NULL. */
 double cumoe__cpu_cv2(const int64_t *sums, int64_t E, double unit, double *mean);
 

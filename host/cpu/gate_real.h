@@ -21,8 +21,8 @@ CUMOE_CPU_CLONES static void FN(add_fixed)(int64_t *restrict sums, const REAL *r
     for (int64_t i = 0; i < n; i++) sums[i] += (int64_t)((double)values[i] * scale + 0.5);
 }
 
-static void FN(add_loads)(const cumoe_config_t *c, const REAL *clean, FN(gate_row_t) * row, double scale,
-                          int64_t *loads)
+CUMOE_CPU_CLONES static void FN(add_loads)(const cumoe_config_t *c, const REAL *clean, FN(gate_row_t) * row,
+                                           double scale, int64_t *loads)
 {
     const int32_t K = c->top_k;
     REAL *p = row->first;
@@ -37,7 +37,8 @@ static void FN(add_loads)(const cumoe_config_t *c, const REAL *clean, FN(gate_ro
 }
 
 /* Softmax over the chosen logits (eq. 3): weights of one token, in the order of slots. */
-static void FN(write_topk)(const cumoe_config_t *c, const FN(gate_row_t) * row, int32_t *expert, REAL *weight)
+CUMOE_CPU_CLONES static void FN(write_topk)(const cumoe_config_t *c, const FN(gate_row_t) * row, int32_t *expert,
+                                            REAL *weight)
 {
     const int32_t K = c->top_k, chosen = row->found < K ? row->found : K;
     REAL sum = 0;
@@ -52,7 +53,8 @@ static void FN(write_topk)(const cumoe_config_t *c, const FN(gate_row_t) * row, 
 }
 
 /* Softmax over all experts (eq. 2); expert e in slot e. */
-static void FN(write_softmax)(const cumoe_config_t *c, const FN(gate_row_t) * row, int32_t *expert, REAL *weight)
+CUMOE_CPU_CLONES static void FN(write_softmax)(const cumoe_config_t *c, const FN(gate_row_t) * row, int32_t *expert,
+                                               REAL *weight)
 {
     const int32_t E = c->num_experts;
     REAL most = -(REAL)INFINITY, sum = 0;

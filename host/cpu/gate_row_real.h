@@ -12,23 +12,6 @@ typedef struct FN(gate_row) {
     int64_t unusable; /* NaN or +Inf in the row */
 } FN(gate_row_t);
 
-CUMOE_CPU_CLONES static void FN(row_normals)(float *restrict normal, int64_t E, uint64_t seed, uint32_t stream,
-                                             uint64_t offset, int64_t token)
-{
-    enum { Q = 16 }; /* quads at a time: one vector register of words */
-    for (int64_t q0 = 0; q0 * 4 < E; q0 += Q) {
-        float n[4][Q];
-        for (int q = 0; q < Q; q++) {
-            float four[4];
-            cumoe_noise_normals(
-                cumoe_noise_words(seed, stream, offset, token, CUMOE_NOISE_FLAT, (uint32_t)(q0 + q)), four);
-            n[0][q] = four[0], n[1][q] = four[1], n[2][q] = four[2], n[3][q] = four[3];
-        }
-        for (int q = 0; q < Q; q++)
-            for (int j = 0; j < 4; j++) normal[4 * (q0 + q) + j] = n[j][q];
-    }
-}
-
 /* noisy = clean + eps std, std = softplus(raw) + noise_epsilon (eq. 4). */
 CUMOE_CPU_CLONES static void FN(add_noise)(const REAL *restrict clean, const REAL *restrict raw,
                                            const float *restrict normal, REAL epsilon, int64_t E,
@@ -77,7 +60,7 @@ static void FN(decide_row)(const cumoe_config_t *c, const cumoe_call_t *call, bo
 {
     const int64_t E = c->num_experts;
     if (noise) {
-        FN(row_normals)(row->normal, E, call->seed, c->noise_stream, call->offset, call->first_token + t);
+        cumoe__cpu_row_normals(row->normal, E, call->seed, c->noise_stream, call->offset, call->first_token + t);
         FN(add_noise)(clean, clean + E, row->normal, (REAL)c->noise_epsilon, E, row->std, row->noisy);
     } else {
         memcpy(row->noisy, clean, (size_t)E * sizeof(REAL));

@@ -45,11 +45,10 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_stage_workspace_size(const cumoe_
 
 /* What the gate decided, per token; "slot" t * K + j is its j-th choice. */
 typedef struct cumoe_routing {
-    cumoe_call_t *call; /* [1]     the numbers of the call, live_tokens within 0..T; later stages read them here */
-    int32_t *expert;    /* [T, K]  -1 = none, as for masked tokens and rows that are not live */
-    void *weight;       /* [T, K]  gate type; 0 where none, NaN in every slot of a token without a usable logit */
-    int32_t
-        *token_slot; /* [T + 1] first slot of a token where the number of choices varies (BALANCED); else NULL */
+    cumoe_call_t *call;  /* [1]     the numbers of the call, live_tokens within 0..T; later stages read them here */
+    int32_t *expert;     /* [T, K]  -1 = none, as for masked tokens and rows that are not live */
+    void *weight;        /* [T, K]  gate type; 0 where none, NaN in every slot of a token without a usable logit */
+    int32_t *token_slot; /* [T + 1] first slot of a token, where choices vary in number (BALANCED); else NULL */
     int64_t *importance; /* [E]     fixed point, see CUMOE_FIXED_POINT_BITS: exact sums in any order */
     int64_t *load;       /* [E]     fixed point */
 } cumoe_routing_t;

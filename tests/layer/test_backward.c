@@ -69,3 +69,27 @@ Test(backward, each_output_alone)
 {
     for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("parts", &GATE_VARIANTS[v], body_parts);
 }
+
+/* So many experts and tokens that a gate that works through blocks of tokens has more than one of them: sums over
+ * all tokens (importance, load, gradients of the gate) are those of the whole call. */
+Test(backward, blocks_of_tokens)
+{
+    static const layer_case_t layer_case = {"blocks of tokens", 530, 4, 3, 1024, 1, .mask_period = 9,
+                                            .dead_tokens = 3};
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    for (int f64 = 0; f64 < 2; f64++) {
+        const problem_options_t options = {.dtype = f64 ? CUMOE_F64 : CUMOE_F32,
+                                           .activation = CUMOE_ACTIVATION_RELU,
+                                           .variant = GATE_VARIANTS[0],
+                                           .seed = random_seed("blocks of tokens", 1)};
+        problem_t p;
+        if (problem_create(&p, handle, &layer_case, &options, &report) && problem_run_forward(&p, &report)) {
+            problem_check_forward(&p, &report);
+            body(&p, &report);
+        }
+        problem_destroy(&p);
+    }
+    cumoe_handle_destroy(handle);
+    EXPECT_EMPTY(report);
+}

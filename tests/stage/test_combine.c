@@ -15,7 +15,7 @@ static void body(problem_t *p, report_t *report)
         .y_stride = p->forward.y_stride,
     };
     if (!stage_succeeded(p, cumoe_combine(p->layer, &a, NULL), report)) return;
-    problem_check_rows(p, "y", a.y, a.y_stride, p->expected.y, problem_limit(p), report);
+    problem_check_rows(p, "y", a.y, a.y_stride, p->expected.y, NULL, problem_limit(p), report);
 }
 
 Test(combine, forward)

@@ -21,9 +21,8 @@ static void check_routing(const problem_t *p, const cumoe_routing_t *routing, re
     report_check(report, routing->call->live_tokens == p->live_tokens);
 }
 
-static void body(problem_t *p, report_t *report)
+static cumoe_gate_args_t gate_args(problem_t *p, report_t *report)
 {
-    report->context = p->name;
     const cumoe_forward_args_t *f = &p->forward;
     cumoe_gate_args_t a = {
         .struct_size = sizeof a,
@@ -49,11 +48,38 @@ static void body(problem_t *p, report_t *report)
         .statistics = f->statistics,
     };
     a.workspace = stage_workspace(p, CUMOE_STAGE_GATE, &a.workspace_size, report);
+    return a;
+}
+
+static void body(problem_t *p, report_t *report)
+{
+    report->context = p->name;
+    const cumoe_gate_args_t a = gate_args(p, report);
     if (!stage_succeeded(p, cumoe_gate(p->layer, &a, NULL), report)) return;
     p->forward.chosen_expert = a.routing.expert;
     p->forward.chosen_weight = a.routing.weight;
     problem_check_gate(p, report);
     check_routing(p, &a.routing, report);
+}
+
+/* Later stages read live_tokens without a look at T. */
+static void body_clamped(problem_t *p, report_t *report)
+{
+    report->context = p->name;
+    if (!p->call) return;
+    const cumoe_gate_args_t a = gate_args(p, report);
+    const int64_t given[] = {-5, p->tokens + 100, INT64_MIN, INT64_MAX};
+    const int64_t taken[] = {0, p->tokens, 0, p->tokens};
+    for (int i = 0; i < 4; i++) {
+        p->call->live_tokens = given[i];
+        if (stage_succeeded(p, cumoe_gate(p->layer, &a, NULL), report))
+            report_check(report, a.routing.call->live_tokens == taken[i]);
+    }
+}
+
+Test(gate, live_tokens_are_clamped)
+{
+    suite_all_cases("live tokens", &GATE_VARIANTS[0], body_clamped);
 }
 
 Test(gate, noisy_topk_in_training)
@@ -102,7 +128,7 @@ static void body_backward(problem_t *p, report_t *report)
     problem_reset_gradients(p);
     if (!stage_succeeded(p, cumoe_gate_backward(p->layer, &a, NULL), report)) return;
     problem_check_rows(p, "dx_gate", dx_gate, p->hidden_size, problem_expected_dx(p, p->expected.dx_gate),
-                       problem_sum_limit(p), report);
+                       p->expected.dx_gate_size, problem_sum_limit(p), report);
     problem_check_gradients(p, MATRIX_GATE, MATRIX_NOISE, report);
 }
 

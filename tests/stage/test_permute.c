@@ -41,8 +41,8 @@ static void body_backward(problem_t *p, report_t *report)
         .dx_stride = p->backward.dx_stride,
     };
     if (!stage_succeeded(p, cumoe_permute_backward(p->layer, &a, NULL), report)) return;
-    problem_check_rows(p, "dx", a.dx, a.dx_stride, problem_expected_dx(p, p->expected.dx), problem_limit(p),
-                       report);
+    problem_check_rows(p, "dx", a.dx, a.dx_stride, problem_expected_dx(p, p->expected.dx), p->expected.dx_size,
+                       problem_limit(p), report);
 }
 
 Test(permute, backward)

@@ -56,6 +56,8 @@ static const layer_case_t LAYER_CASES[] = {
     {"K = 1",                   31,  11, 13,  7,  1, .pattern = PATTERN_RANDOM},
     {"K = E - 1",               31,  11, 13,  5,  4, .pattern = PATTERN_RANDOM},
     {"more experts than rows",   7,  11, 13, 61,  2, .pattern = PATTERN_RANDOM},
+    {"hundreds of experts",     67,   9,  5, 300, 7, .pattern = PATTERN_RANDOM},
+    {"many tokens",           1500,   6,  5, 12,  2, .pattern = PATTERN_RANDOM, .mask_period = 7, .dead_tokens = 11},
     {"many choices",            17,   9, 11, 67, 33, .pattern = PATTERN_RANDOM},
     {"one expert",              41,  15, 19,  6,  1, .pattern = PATTERN_ONE_EXPERT},
     {"one expert first",        41,  15, 19,  6,  2, .pattern = PATTERN_ONE_EXPERT},

@@ -62,7 +62,7 @@ void real_scatter(real_view_t view, const double *values)
 }
 
 double compare_scaled(report_t *report, const char *what, int64_t n, const double *actual, const double *expected,
-                      double limit)
+                      const double *size, double limit)
 {
     double error = 0, norm = 0;
     int64_t wrong = 0, first = 0;
@@ -70,7 +70,7 @@ double compare_scaled(report_t *report, const char *what, int64_t n, const doubl
         const double a = actual[i], e = expected[i];
         if (isfinite(a) && isfinite(e)) {
             error += (a - e) * (a - e);
-            norm += e * e;
+            norm += size ? size[i] * size[i] : e * e;
         } else if (!(isnan(a) && isnan(e)) && a != e && wrong++ == 0) {
             first = i;
         }
@@ -83,11 +83,12 @@ double compare_scaled(report_t *report, const char *what, int64_t n, const doubl
     /* Where 0 is expected, or what underflows in F32, nothing else gives a scale. */
     const double scaled = sqrt(error) / (sqrt(norm) > 1e-30 ? sqrt(norm) : 1);
     if (!(scaled <= limit))
-        report_fail(report, "%s: off by %.3g of the norm %.6g, allowed is %.3g", what, scaled, sqrt(norm), limit);
+        report_fail(report, "%s: off by %.3g of the size %.6g, allowed is %.3g", what, scaled, sqrt(norm), limit);
     return scaled;
 }
 
-double compare_view(report_t *report, const char *what, real_view_t actual, const double *expected, double limit)
+double compare_view(report_t *report, const char *what, real_view_t actual, const double *expected,
+                    const double *size, double limit)
 {
     double *values = malloc((size_t)(actual.rows * actual.cols) * sizeof *values + 1);
     if (!values) {
@@ -95,7 +96,7 @@ double compare_view(report_t *report, const char *what, real_view_t actual, cons
         return INFINITY;
     }
     real_gather(actual, values);
-    const double scaled = compare_scaled(report, what, actual.rows * actual.cols, values, expected, limit);
+    const double scaled = compare_scaled(report, what, actual.rows * actual.cols, values, expected, size, limit);
     free(values);
     return scaled;
 }
@@ -105,7 +106,7 @@ double compare_vector(report_t *report, const char *what, const void *actual, cu
 {
     const real_view_t view = {
         .data = (void *)actual, .dtype = dtype, .rows = 1, .cols = n, .row_stride = n, .col_stride = 1};
-    return compare_view(report, what, view, expected, limit);
+    return compare_view(report, what, view, expected, NULL, limit);
 }
 
 void compare_bits(report_t *report, const char *what, const void *actual, const void *expected, size_t size)

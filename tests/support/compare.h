@@ -39,13 +39,15 @@ typedef struct real_view {
 void real_gather(real_view_t view, double *values);
 void real_scatter(real_view_t view, const double *values);
 
-/* || actual - expected || <= limit * || expected || (or <= limit where all that is expected is 0), and NaN or Inf
- * exactly where they are expected. Gives the error in that scale. */
+/* || actual - expected || <= limit * || size ||, where size (NULL = expected) says how large the terms are that
+ * expected is the sum of; <= limit where that is 0; and NaN or Inf exactly where they are expected. Gives the error
+ * in that scale. */
 double compare_scaled(report_t *report, const char *what, int64_t n, const double *actual, const double *expected,
-                      double limit);
+                      const double *size, double limit);
 
 /* The same for an array as the library writes it. */
-double compare_view(report_t *report, const char *what, real_view_t actual, const double *expected, double limit);
+double compare_view(report_t *report, const char *what, real_view_t actual, const double *expected,
+                    const double *size, double limit);
 double compare_vector(report_t *report, const char *what, const void *actual, cumoe_dtype_t dtype, int64_t n,
                       const double *expected, double limit);
 

@@ -147,6 +147,7 @@ static bool find_answer(problem_t *p, random_state_t *random, report_t *report)
     }
     if (close > 0) report_fail(report, "%s: no tokens with a margin of %g found", p->name, MARGIN);
     reference_backward(&p->input, &p->expected);
+    reference_sizes(&p->input, &p->expected);
     return close == 0;
 }
 

@@ -73,7 +73,7 @@ void problem_check_backward(problem_t *problem, report_t *report);
 void problem_check_gate(problem_t *problem, report_t *report);
 void problem_check_gradients(problem_t *problem, problem_matrix_t first, problem_matrix_t last, report_t *report);
 void problem_check_rows(const problem_t *problem, const char *what, const void *data, int64_t stride,
-                        const double *expected, double limit, report_t *report);
+                        const double *expected, const double *size, double limit, report_t *report);
 
 /* expected, or NULL where a product of 0 with a weight or token that is not finite may make it NaN: those gradients
  * promise nothing. */

@@ -143,13 +143,13 @@ static bool padding(const problem_t *p, int64_t t)
 
 /* Rows of tokens: as expected, exactly 0 for padding, untouched beyond the live ones and between the rows. */
 void problem_check_rows(const problem_t *p, const char *what, const void *data, int64_t stride,
-                        const double *expected, double limit, report_t *report)
+                        const double *expected, const double *size, double limit, report_t *report)
 {
     const int64_t H = p->hidden_size;
     const size_t real = real_size(p->options.dtype);
     const char *bytes = data;
     const real_view_t view = {(void *)data, p->options.dtype, p->live_tokens, H, stride, 1};
-    if (expected) compare_view(report, what, view, expected, limit);
+    if (expected) compare_view(report, what, view, expected, size, limit);
     for (int64_t t = 0; t < p->tokens; t++) {
         const char *row = bytes + (size_t)(t * stride) * real;
         const bool live = t < p->live_tokens;
@@ -239,7 +239,7 @@ void problem_check_gate(problem_t *p, report_t *report)
 void problem_check_forward(problem_t *p, report_t *report)
 {
     report->context = p->name;
-    problem_check_rows(p, "y", p->forward.y, p->forward.y_stride, p->expected.y, problem_limit(p), report);
+    problem_check_rows(p, "y", p->forward.y, p->forward.y_stride, p->expected.y, NULL, problem_limit(p), report);
     problem_check_gate(p, report);
 }
 
@@ -270,21 +270,27 @@ static void check_idle_experts(const problem_t *p, problem_matrix_t matrix, cons
 static void check_gradient(problem_t *p, problem_matrix_t matrix, report_t *report)
 {
     const int64_t n = problem_matrix_elements(p, matrix);
-    const double *computed = expected_gradient(p, matrix);
-    double *actual = malloc((size_t)n * sizeof *actual), *wanted = malloc((size_t)n * sizeof *wanted);
-    if (!actual || !wanted) {
+    const bool gate = matrix == MATRIX_GATE || matrix == MATRIX_NOISE,
+               add = p->layer_case.mode == CUMOE_GRADIENT_ADD;
+    const double *computed = expected_gradient(p, matrix), *before = p->gradient_before[matrix];
+    const double *terms = !gate                   ? computed
+                          : matrix == MATRIX_GATE ? p->expected.dw_gate_size
+                                                  : p->expected.dw_noise_size;
+    double *values = malloc((size_t)(3 * n) * sizeof *values);
+    if (!values) {
         report_fail(report, "no memory to compare");
-    } else {
-        problem_matrix_get(p, &p->gradients, matrix, actual);
-        for (int64_t i = 0; i < n; i++)
-            wanted[i] =
-                computed[i] + (p->layer_case.mode == CUMOE_GRADIENT_ADD ? p->gradient_before[matrix][i] : 0);
-        compare_scaled(report, PROBLEM_MATRIX_NAMES[matrix], n, actual, wanted,
-                       matrix <= MATRIX_NOISE ? problem_sum_limit(p) : problem_limit(p));
-        check_idle_experts(p, matrix, actual, report);
+        return;
     }
-    free(actual);
-    free(wanted);
+    double *actual = values, *wanted = values + n, *size = values + 2 * n;
+    problem_matrix_get(p, &p->gradients, matrix, actual);
+    for (int64_t i = 0; i < n; i++) {
+        wanted[i] = computed[i] + (add ? before[i] : 0);
+        size[i] = fabs(terms[i]) + (add ? fabs(before[i]) : 0);
+    }
+    compare_scaled(report, PROBLEM_MATRIX_NAMES[matrix], n, actual, wanted, size,
+                   gate ? problem_sum_limit(p) : problem_limit(p));
+    check_idle_experts(p, matrix, actual, report);
+    free(values);
 }
 
 /* Poison all elements: what is left of the array, the gaps, must be poison already. */
@@ -326,7 +332,7 @@ void problem_check_backward(problem_t *p, report_t *report)
 {
     report->context = p->name;
     problem_check_rows(p, "dx", p->backward.dx, p->backward.dx_stride, problem_expected_dx(p, p->expected.dx),
-                       problem_sum_limit(p), report);
+                       p->expected.dx_size, problem_sum_limit(p), report);
     if (p->backward.dindex_weight)
         compare_vector(report, "dindex_weight", p->backward.dindex_weight, p->options.dtype, p->tokens * p->top_k,
                        p->expected.dweight, problem_limit(p));

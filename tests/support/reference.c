@@ -42,6 +42,10 @@ static void cut_all(const reference_input_t *in, reference_result_t *r, cutter_t
     r->dx = cut(c, T * H);
     r->dw_gate = cut(c, E * H);
     r->dw_noise = cut(c, E * H);
+    r->dx_gate_size = cut(c, T * H);
+    r->dx_size = cut(c, T * H);
+    r->dw_gate_size = cut(c, E * H);
+    r->dw_noise_size = cut(c, E * H);
 }
 
 bool reference_create(const reference_input_t *input, reference_result_t *result)

@@ -63,6 +63,9 @@ typedef struct reference_result {
     double *dx_gate, *dx;  /* [T, H] */
     double *dw_gate, *dw_noise, *dw_up, *dw_glu, *dw_down;
 
+    /* how large the terms of these are before they cancel */
+    double *dx_gate_size, *dx_size, *dw_gate_size, *dw_noise_size;
+
     void *memory;
     size_t memory_size;
 } reference_result_t;
@@ -75,6 +78,9 @@ void reference_forward(const reference_input_t *input, reference_result_t *resul
 
 /* After reference_forward(). */
 void reference_backward(const reference_input_t *input, reference_result_t *result);
+
+/* The sizes. After reference_backward(). */
+void reference_sizes(const reference_input_t *input, reference_result_t *result);
 
 /* <dy, y> + sum over losses l of loss_gradient[l] * losses[l]: what backward differentiates. NaN tokens are left
  * out. After reference_forward(). */

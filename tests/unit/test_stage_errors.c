@@ -248,9 +248,9 @@ Test(stage_errors, optimizer)
     fixture_t x;
     set_up(&x);
     size_t size = 77;
-    expect_refusal(&x.report, cumoe_optimizer_state_size(NULL, CUMOE_OPTIMIZER_ADAM, &size), CUMOE_INVALID_ARGUMENT,
-                   "cumoe_optimizer_state_size", "layer", "NULL");
-    expect_refusal(&x.report, cumoe_optimizer_state_size(x.p.layer, CUMOE_OPTIMIZER_ADAM, &size),
+    expect_refusal(&x.report, cumoe_optimizer_state_size(NULL, CUMOE_OPTIMIZER_ADAM, &x.p.weights, &size),
+                   CUMOE_INVALID_ARGUMENT, "cumoe_optimizer_state_size", "layer", "NULL");
+    expect_refusal(&x.report, cumoe_optimizer_state_size(x.p.layer, CUMOE_OPTIMIZER_ADAM, &x.p.weights, &size),
                    CUMOE_UNSUPPORTED_CONFIG, "cumoe_optimizer_state_size", "optimizer", NULL);
     const cumoe_optimizer_args_t args = {
         .struct_size = sizeof args, .weights = &x.p.weights, .gradients = &x.p.gradients, .state = x.scratch};
