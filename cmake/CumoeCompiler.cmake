@@ -10,9 +10,8 @@ set(CMAKE_C_EXTENSIONS OFF)
 
 # Contraction is the compiler's choice per call site: two copies of one formula would round differently, and
 # the noise must have the same bits everywhere. Where a fused multiply-add is wanted, the code says fma().
-# The packed micro-kernel is the exception (see host/cpu/gemm.h). -fno-math-errno changes no bits: it lets
-# sqrt() be one instruction; nor does -fno-trapping-math: it lets loops with comparisons become vector code.
-# -ffast-math is never used.
+# -fno-math-errno and -fno-trapping-math change no bits: they let sqrt() be one instruction, and loops with
+# comparisons vector code. -ffast-math is never used.
 add_compile_options(-ffp-contract=off -fno-math-errno -fno-trapping-math)
 
 add_compile_options(
