@@ -170,6 +170,7 @@ cumoe_status_t cumoe_weights_init(const cumoe_layer_t *layer, uint64_t seed, con
 {
     const char *function = "cumoe_weights_init";
     CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
+    CUMOE_REQUIRE(weights, INVALID_ARGUMENT, "%s: weights = NULL, but is required", function);
     cumoe_weights_t ours;
     CUMOE_TRY(cumoe__weights_read(function, "weights", layer, weights, true, &ours));
     CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));

@@ -267,6 +267,37 @@ Test(traps, trap_9_small_probabilities)
     stop(&p, &report);
 }
 
+/* A standard deviation that underflows is clamped: probabilities, losses and gradients stay finite. */
+Test(traps, trap_9_standard_deviation_that_underflows)
+{
+    enum { T = 16, H = 4, E = 4 };
+    report_t report = {0};
+    const layer_case_t layer_case = {"trap 9", T, H, 3, E, 2, .pattern = PATTERN_RANDOM};
+    problem_t p;
+    blank(&p, &layer_case, 1, &report);
+    cumoe_layer_destroy(p.layer);
+    p.config.noise_epsilon = 0;
+    cr_assert(cumoe_layer_create(&p.layer, p.handle, &p.config) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    for (int t = 0; t < T; t++) {
+        ((float *)p.forward.x)[t * H] = t % 2 ? 1.0f : -1.0f;
+        ((float *)p.forward.x)[t * H + 1] = 1;
+    }
+    for (int e = 0; e < E; e++) {
+        ((float *)p.weights.w_gate)[e * H] = (float)(e / 2); /* two pairs of equal logits */
+        ((float *)p.weights.w_noise)[e * H + 1] = -200;
+    }
+    p.input_hash = problem_input_hash(&p);
+    cr_assert(problem_run_forward(&p, &report) && problem_run_backward(&p, &report), "%s", report.text);
+    for (int i = 0; i < E; i++) report_check(&report, isfinite(((float *)p.forward.load)[i]));
+    for (int l = 0; l < CUMOE_NUM_LOSSES; l++) report_check(&report, isfinite(((float *)p.forward.losses)[l]));
+    for (int i = 0; i < E * H; i++) {
+        report_check(&report, isfinite(((float *)p.gradients.w_gate)[i]));
+        report_check(&report, isfinite(((float *)p.gradients.w_noise)[i]));
+    }
+    for (int i = 0; i < T * H; i++) report_check(&report, isfinite(((float *)p.backward.dx)[i]));
+    stop(&p, &report);
+}
+
 /* Trap 10: a weight that underflows to 0 is taken for "not routed". */
 Test(traps, trap_10_weight_zero_is_still_routed)
 {

@@ -35,7 +35,7 @@ static void fill_normal(random_state_t *random, double *values, int64_t n, doubl
     for (int64_t i = 0; i < n; i++) values[i] = (double)(float)(scale * random_normal(random));
 }
 
-/* A row that nobody may read is NaN. */
+/* Rows that are not live, and every other row of padding, are NaN: nobody may look at them. */
 static void fill_token(const problem_t *p, random_state_t *random, double *x, int64_t t)
 {
     const int64_t H = p->hidden_size;
@@ -47,7 +47,7 @@ static void fill_token(const problem_t *p, random_state_t *random, double *x, in
     if (pattern == PATTERN_ALL_REFUSED) row[0] = t % 2 ? 1 : -1;
     for (int64_t h = 0; h < H; h++) {
         if (pattern == PATTERN_ZERO_X) row[h] = 0;
-        if (t >= p->live_tokens || masked(p, t) || (pattern == PATTERN_NONFINITE_TOKENS && t % 3 == 0))
+        if (t >= p->live_tokens || (masked(p, t) && t % 2) || (pattern == PATTERN_NONFINITE_TOKENS && t % 3 == 0))
             row[h] = NAN;
     }
 }
