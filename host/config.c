@@ -68,12 +68,17 @@ static cumoe_status_t check_sizes(const char *function, const cumoe_config_t *c)
     return CUMOE_SUCCESS;
 }
 
+/* An enumeration: whatever stands there is compared and printed as the int that C makes of it. */
+#define KIND(field, low, high, text)                                                                               \
+    CUMOE_REQUIRE((int)c->field >= (int)(low) && (int)c->field <= (int)(high), INVALID_ARGUMENT,                   \
+                  "%s: config." #field " = %d, but must be " text, function, (int)c->field)
+
 static cumoe_status_t check_kinds(const char *function, const cumoe_config_t *c)
 {
-    RANGE(dtype, CUMOE_F64, CUMOE_F16, "F64 (1), F32 (2), BF16 (3) or F16 (4)");
-    RANGE(compute, CUMOE_COMPUTE_EXACT, CUMOE_COMPUTE_TF32, "EXACT (0) or TF32 (1)");
-    RANGE(activation, CUMOE_ACTIVATION_RELU, CUMOE_ACTIVATION_IDENTITY, "a cumoe_activation_t, 0..8");
-    RANGE(gate, CUMOE_GATE_NOISY_TOPK, CUMOE_GATE_SIGMOID_TOPK, "a cumoe_gate_kind_t, 0..6");
+    KIND(dtype, CUMOE_F64, CUMOE_F16, "F64 (1), F32 (2), BF16 (3) or F16 (4)");
+    KIND(compute, CUMOE_COMPUTE_EXACT, CUMOE_COMPUTE_TF32, "EXACT (0) or TF32 (1)");
+    KIND(activation, CUMOE_ACTIVATION_RELU, CUMOE_ACTIVATION_IDENTITY, "a cumoe_activation_t, 0..8");
+    KIND(gate, CUMOE_GATE_NOISY_TOPK, CUMOE_GATE_SIGMOID_TOPK, "a cumoe_gate_kind_t, 0..6");
     RANGE(expert_bias, 0, 1, "0 or 1");
     RANGE(recompute, 0, 1, "0 or 1");
     RANGE(renormalize, 0, 1, "0 or 1");

@@ -78,8 +78,9 @@ cumoe_status_t cumoe__check_buffers_apart(const char *function, const cumoe_rang
     for (size_t i = 0; i < 2; i++) /* workspace and saved, against all others */
         for (size_t j = i + 1; j < count; j++)
             CUMOE_REQUIRE(!ranges_overlap(&ranges[i], &ranges[j]), INVALID_ARGUMENT,
-                          "%s: %s = %p (%zu bytes) overlaps %s = %p (%zu bytes)", function, ranges[i].name,
-                          ranges[i].ptr, ranges[i].size, ranges[j].name, ranges[j].ptr, ranges[j].size);
+                          "%s: %s = %p (%zu bytes) overlaps %s = %p (%zu bytes), but they may share no byte",
+                          function, ranges[i].name, ranges[i].ptr, ranges[i].size, ranges[j].name, ranges[j].ptr,
+                          ranges[j].size);
     return CUMOE_SUCCESS;
 }
 

@@ -3,6 +3,7 @@
 #include "tests/unit/refusal.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 typedef struct fixture {
     cumoe_handle_t *handle;
@@ -119,6 +120,57 @@ Test(errors, forward_numbers)
     REFUSE_FORWARD(a.training = 2, INVALID_ARGUMENT, "training", "2");
     REFUSE_FORWARD(a.training = -1, INVALID_ARGUMENT, "training", "-1");
     REFUSE_FORWARD(a.first_token = -1, INVALID_ARGUMENT, "first_token", "-1");
+    /* The last token must have a name of its own: 2^42 - T is the largest first_token. */
+    REFUSE_FORWARD(a.first_token = (INT64_C(1) << 42) - x.p.tokens + 1, INVALID_ARGUMENT, "first_token", NULL);
+    REFUSE_FORWARD(a.first_token = INT64_MAX, INVALID_ARGUMENT, "first_token", "9223372036854775807");
+    tear_down(&x);
+}
+
+Test(errors, first_token_of_the_last_tokens_is_accepted)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    cumoe_forward_args_t a = x.p.forward;
+    a.first_token = (INT64_C(1) << 42) - x.p.tokens;
+    cr_expect_eq(cumoe_layer_forward(x.p.layer, &a, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cr_assert_eq(cumoe_layer_forward(x.p.layer, &x.p.forward, NULL), CUMOE_SUCCESS); /* what tear_down expects */
+    tear_down(&x);
+}
+
+Test(errors, sizes_of_f64)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F64);
+    const int64_t most = (INT64_C(1) << 22) / 2; /* K = 2: sums in fixed point */
+    size_t workspace = 77, saved = 77;
+    cr_expect_eq(cumoe_layer_buffer_sizes(x.p.layer, most, &workspace, &saved), CUMOE_SUCCESS);
+    expect_refusal(&x.report, cumoe_layer_buffer_sizes(x.p.layer, most + 1, &workspace, &saved),
+                   CUMOE_INVALID_ARGUMENT, "cumoe_layer_buffer_sizes", "num_tokens", "2097153");
+    tear_down(&x);
+}
+
+Test(errors, choices_for_a_gate_that_chooses)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    REFUSE_FORWARD(a.index = a.x, INVALID_ARGUMENT, "index", "EXTERNAL");
+    REFUSE_FORWARD(a.index_weight = a.x, INVALID_ARGUMENT, "index_weight", "EXTERNAL");
+    tear_down(&x);
+}
+
+Test(errors, buffers_that_overlap)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    REFUSE_FORWARD(a.saved = a.workspace, INVALID_ARGUMENT, "workspace", "saved");
+    REFUSE_FORWARD(a.y = a.workspace, INVALID_ARGUMENT, "workspace", "y");
+    REFUSE_FORWARD(a.x = a.saved, INVALID_ARGUMENT, "saved", "x");
+    REFUSE_BACKWARD(a.saved = a.workspace, INVALID_ARGUMENT, "workspace", "saved");
+    REFUSE_BACKWARD(a.dx = a.workspace, INVALID_ARGUMENT, "workspace", "dx");
+    REFUSE_BACKWARD(a.dx = (void *)a.saved, INVALID_ARGUMENT, "saved", "dx");
+    REFUSE_BACKWARD(a.dy = a.workspace, INVALID_ARGUMENT, "workspace", "dy");
+    REFUSE_BACKWARD(a.dx = (void *)a.x, INVALID_ARGUMENT, "dx", "overlaps");
+    REFUSE_BACKWARD(a.dx = (void *)a.dy, INVALID_ARGUMENT, "dx", "overlaps");
     tear_down(&x);
 }
 
@@ -145,6 +197,30 @@ Test(errors, forward_x_and_y_overlap)
     REFUSE_FORWARD(a.y = (void *)a.x, INVALID_ARGUMENT, "y", NULL);
     REFUSE_FORWARD(a.y = (char *)a.x + 16, INVALID_ARGUMENT, "y", NULL);
     REFUSE_FORWARD(a.x = (char *)a.y + 16, INVALID_ARGUMENT, "x", NULL);
+    tear_down(&x);
+}
+
+/* x in the left half and y in the right half of one buffer share no element. */
+Test(errors, x_and_y_side_by_side)
+{
+    fixture_t x;
+    set_up(&x, 0, CUMOE_F32);
+    const int64_t T = x.p.tokens, H = 12;
+    float *both = aligned_alloc(64, (size_t)(T * 2 * H) * sizeof *both);
+    cr_assert_not_null(both);
+    cumoe_forward_args_t a = x.p.forward;
+    for (int64_t i = 0; i < T * H; i++)
+        both[i / H * 2 * H + i % H] = ((const float *)a.x)[i / H * (a.x_stride ? a.x_stride : H) + i % H];
+    a.x = both, a.y = both + H, a.x_stride = a.y_stride = 2 * H;
+    cr_assert_eq(cumoe_layer_forward(x.p.layer, &a, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    for (int64_t t = 0; t < T; t++)
+        cr_expect(memcmp(both + t * 2 * H + H,
+                         (const float *)x.p.forward.y + t * (x.p.forward.y_stride ? x.p.forward.y_stride : H),
+                         (size_t)H * sizeof *both) == 0,
+                  "row %d", (int)t);
+    a.y = both + H - 4; /* one vector too far to the left */
+    cr_expect_eq(cumoe_layer_forward(x.p.layer, &a, NULL), CUMOE_INVALID_ARGUMENT);
+    free(both);
     tear_down(&x);
 }
 

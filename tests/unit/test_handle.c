@@ -4,6 +4,19 @@
 
 #include <pthread.h>
 
+/* Without a usable GPU, AUTO falls back in silence. */
+Test(handle, auto_leaves_the_last_error_alone)
+{
+    cumoe_handle_t *handle = NULL;
+    cr_assert_eq(cumoe_handle_create(NULL, CUMOE_BACKEND_AUTO, 0), CUMOE_INVALID_ARGUMENT);
+    char before[512];
+    strncpy(before, cumoe_last_error(), sizeof before - 1);
+    before[sizeof before - 1] = 0;
+    cr_assert_eq(cumoe_handle_create(&handle, CUMOE_BACKEND_AUTO, 0), CUMOE_SUCCESS);
+    cr_expect_str_eq(cumoe_last_error(), before);
+    cumoe_handle_destroy(handle);
+}
+
 Test(handle, cpu_and_auto)
 {
     static const cumoe_backend_t backends[] = {CUMOE_BACKEND_CPU, CUMOE_BACKEND_AUTO};
