@@ -23,8 +23,8 @@ enum { COUNT_NAN_LOGITS, COUNT_NAN_TOKENS, COUNT_BAD_INDICES, COUNTERS = 8 /* a 
 #undef REAL
 #undef FN
 
-CUMOE_CPU_CLONES void cumoe__cpu_row_normals(float *restrict normal, int64_t E, uint64_t seed, uint32_t stream,
-                                             uint64_t offset, int64_t token)
+CUMOE_CPU_CLONES static void row_normals(float *restrict normal, int64_t E, uint64_t seed, uint32_t stream,
+                                         uint64_t offset, int64_t token)
 {
     enum { Q = 16 }; /* quads at a time: one vector register of words */
     for (int64_t q0 = 0; q0 * 4 < E; q0 += Q) {
@@ -38,6 +38,13 @@ CUMOE_CPU_CLONES void cumoe__cpu_row_normals(float *restrict normal, int64_t E, 
         for (int q = 0; q < Q; q++)
             for (int j = 0; j < 4; j++) normal[4 * (q0 + q) + j] = n[j][q];
     }
+}
+
+/* Clones are static: the symbol that picks one ignores visibility. */
+void cumoe__cpu_row_normals(float *restrict normal, int64_t E, uint64_t seed, uint32_t stream, uint64_t offset,
+                            int64_t token)
+{
+    row_normals(normal, E, seed, stream, offset, token);
 }
 
 cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context, int64_t num_tokens, bool backward,
