@@ -25,7 +25,7 @@ demo: ## train language models on real text: experts against a dense layer (TEXT
 	@$(if $(TEXT),,$(step) 'fetch text' examples/language_model/fetch_text.sh build/text)
 	@$(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF
 	@$(step) 'build the demo' cmake --build $(build) --target cumoe-language-model -j $(JOBS)
-	@OMP_WAIT_POLICY=passive $(model) $(texts) --out build/demo $(ARGS)
+	@GOMP_SPINCOUNT=3000 $(model) $(texts) --out build/demo $(ARGS)
 
 test: ## build everything and run all tests
 	@.ci/packages $(if $(CI),ci,test)
