@@ -11,7 +11,7 @@ mkdir -p "$out"
 $program --json "$out/cpu_layer.json" >"$out/cpu_layer.md"
 {
     echo "command  $program --json $out/cpu_layer.json"
-    echo "commit   $(git rev-parse HEAD)$(git diff --quiet HEAD -- host include perf || echo ', changed')"
+    echo "commit   $(git rev-parse HEAD)$(git diff --quiet HEAD -- host include perf ':!perf/results' || echo ', changed')"
     echo "date     $(date -u +%F)"
     lscpu | sed -nE 's/^(Model name|CPU\(s\)|L2 cache|L3 cache): +/\1: /p'
     ${CC:-cc} --version | head -n 1
