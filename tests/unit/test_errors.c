@@ -206,7 +206,7 @@ Test(errors, x_and_y_side_by_side)
     fixture_t x;
     set_up(&x, 0, CUMOE_F32);
     const int64_t T = x.p.tokens, H = 12;
-    float *both = aligned_alloc(64, (size_t)(T * 2 * H) * sizeof *both);
+    float *both = aligned_alloc(64, ((size_t)(T * 2 * H) * sizeof *both + 63) / 64 * 64);
     cr_assert_not_null(both);
     cumoe_forward_args_t a = x.p.forward;
     for (int64_t i = 0; i < T * H; i++)
