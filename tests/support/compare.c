@@ -80,8 +80,9 @@ double compare_scaled(report_t *report, const char *what, int64_t n, const doubl
                     "%s: %" PRId64 " elements are not finite where they should be, or the reverse (the first: "
                     "element %" PRId64 " = %g, expected %g)",
                     what, wrong, first, actual[first], expected[first]);
-    /* Where 0 is expected, or what underflows in F32, nothing else gives a scale. */
-    const double scaled = sqrt(error) / (sqrt(norm) > 1e-30 ? sqrt(norm) : 1);
+    /* Where 0 is expected, nothing else gives a scale. What underflows in F32 may be lost, but no more than that.
+     */
+    const double scaled = sqrt(error) / (norm == 0 ? 1 : fmax(sqrt(norm), 1e-30 / limit));
     if (!(scaled <= limit))
         report_fail(report, "%s: off by %.3g of the size %.6g, allowed is %.3g", what, scaled, sqrt(norm), limit);
     return scaled;

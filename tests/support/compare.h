@@ -40,8 +40,8 @@ void real_gather(real_view_t view, double *values);
 void real_scatter(real_view_t view, const double *values);
 
 /* || actual - expected || <= limit * || size ||, where size (NULL = expected) says how large the terms are that
- * expected is the sum of; <= limit where that is 0; and NaN or Inf exactly where they are expected. Gives the error
- * in that scale. */
+ * expected is the sum of; <= limit where that is 0; <= 1e-30 at any rate (underflow in F32); and NaN or Inf exactly
+ * where they are expected. Gives the error in that scale. */
 double compare_scaled(report_t *report, const char *what, int64_t n, const double *actual, const double *expected,
                       const double *size, double limit);
 
