@@ -40,10 +40,10 @@ bench: ## measure this machine: the layer against dense products of equal size (
 	@$(step) 'build the benchmark' cmake --build $(build) --target cumoe-perf-cpu -j $(JOBS)
 	@$(build)/perf/cumoe-perf-cpu $(ARGS)
 
-install: ## install library, headers, CMake package and pkg-config file (PREFIX=/usr/local)
+install: ## install library, headers, cumoe-cost, CMake package and pkg-config file (PREFIX=/usr/local)
 	@.ci/packages install
 	@$(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF
-	@$(step) 'build the library' cmake --build $(build) --target cumoe cumoe_static -j $(JOBS)
+	@$(step) 'build library and cumoe-cost' cmake --build $(build) --target cumoe cumoe_static cumoe-cost -j $(JOBS)
 	@$(step) 'install' cmake --install $(build) --prefix '$(PREFIX)'
 	@if [ "$$(id -u)" = 0 ] && [ -z "$$DESTDIR" ]; then ldconfig; fi
 	@echo "installed below $(DESTDIR)$(PREFIX)"

@@ -1,5 +1,5 @@
-/* One training step by hand: forward, a task loss, backward, stochastic gradient descent. What goes where is the
- * point; the numbers show that the step lowers the loss, and that every gradient arrives. */
+/* One training step: forward, a task loss, backward, an optimizer step. What goes where is the point; the numbers
+ * show that the step lowers the loss, and that every gradient arrives. */
 #include <cumoe/cumoe.h>
 
 #include <math.h>
@@ -28,20 +28,14 @@ static void to_host(const cumoe_handle_t *handle, void *host, const void *device
     check(cumoe_stream_synchronize(handle, NULL));
 }
 
-/* w -= rate * dw over count numbers in device memory; returns the length of dw. */
-static double descend(const cumoe_handle_t *handle, void *w, const void *dw, size_t count, float rate)
+/* The length of count numbers in device memory, as a vector. */
+static double length(const cumoe_handle_t *handle, const void *device, size_t count)
 {
-    float *host = malloc(2 * count * sizeof *host), *gradient = host + count;
+    float *host = malloc(count * sizeof *host);
     if (!host) exit(EXIT_FAILURE);
-    to_host(handle, host, w, count * sizeof *host);
-    to_host(handle, gradient, dw, count * sizeof *host);
+    to_host(handle, host, device, count * sizeof *host);
     double square = 0;
-    for (size_t i = 0; i < count; i++) {
-        host[i] -= rate * gradient[i];
-        square += (double)gradient[i] * gradient[i];
-    }
-    check(cumoe_memory_copy(handle, w, host, count * sizeof *host, CUMOE_COPY_TO_DEVICE, NULL));
-    check(cumoe_stream_synchronize(handle, NULL));
+    for (size_t i = 0; i < count; i++) square += (double)host[i] * host[i];
     free(host);
     return sqrt(square);
 }
@@ -79,11 +73,14 @@ int main(void)
     check(cumoe_weights_create(layer, CUMOE_DTYPE_DEFAULT, &gradients));
     check(cumoe_weights_init(layer, 1, &weights, NULL));
 
-    /* STEP 2: the buffers of a call. saved carries what backward needs from its forward. */
+    /* STEP 2: the buffers of a call, and the optimizer's state. saved carries what backward needs from its forward.
+     */
     static float x[T * H], y[T * H], dy[T * H];
-    size_t workspace_size, saved_size;
+    size_t workspace_size, saved_size, state_size;
     check(cumoe_layer_buffer_sizes(layer, T, &workspace_size, &saved_size));
     void *workspace = device_alloc(handle, workspace_size), *saved = device_alloc(handle, saved_size);
+    check(cumoe_optimizer_state_size(layer, CUMOE_OPTIMIZER_ADAM, &weights, &state_size));
+    void *state = device_alloc(handle, state_size);
     void *x_device = device_alloc(handle, sizeof x), *y_device = device_alloc(handle, sizeof y);
     void *dy_device = device_alloc(handle, sizeof dy);
     void *losses_device = device_alloc(handle, CUMOE_NUM_LOSSES * sizeof(float));
@@ -143,15 +140,23 @@ int main(void)
                                           .saved_size = saved_size};
         check(cumoe_layer_backward(layer, &backward, NULL));
 
-        /* STEP 6: gradient descent. */
-        const float rate = 0.5F;
-        printf("  |dw_up| = %.4f", descend(handle, weights.w_up, gradients.w_up, (size_t)E * I * H, rate));
-        printf("  |dw_down| = %.4f", descend(handle, weights.w_down, gradients.w_down, (size_t)E * H * I, rate));
-        printf("  |dw_gate| = %.4f", descend(handle, weights.w_gate, gradients.w_gate, (size_t)E * H, rate));
-        printf("  |dw_noise| = %.4f\n", descend(handle, weights.w_noise, gradients.w_noise, (size_t)E * H, rate));
+        printf("  |dw_up| = %.4f", length(handle, gradients.w_up, (size_t)E * I * H));
+        printf("  |dw_down| = %.4f", length(handle, gradients.w_down, (size_t)E * H * I));
+        printf("  |dw_gate| = %.4f", length(handle, gradients.w_gate, (size_t)E * H));
+        printf("  |dw_noise| = %.4f\n", length(handle, gradients.w_noise, (size_t)E * H));
+
+        /* STEP 6: Adam updates all weights in place. Its state needs no initial values: step 1 writes them. */
+        cumoe_optimizer_args_t adam = {.struct_size = sizeof adam,
+                                       .optimizer = CUMOE_OPTIMIZER_ADAM,
+                                       .weights = &weights,
+                                       .gradients = &gradients,
+                                       .values = {.learning_rate = 0.01, .step = step + 1},
+                                       .state = state,
+                                       .state_size = state_size};
+        check(cumoe_optimizer_step(layer, &adam, NULL));
     }
 
-    void *buffers[] = {workspace, saved, x_device, y_device, dy_device, losses_device, statistics_device};
+    void *buffers[] = {workspace, saved, state, x_device, y_device, dy_device, losses_device, statistics_device};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) cumoe_memory_free(handle, buffers[i]);
     cumoe_weights_destroy(layer, &gradients);
     cumoe_weights_destroy(layer, &weights);

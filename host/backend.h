@@ -7,7 +7,10 @@
 #ifndef CUMOE_BACKEND_H
 #define CUMOE_BACKEND_H
 
+#include "host/weights_layout.h"
+
 #include <cumoe/handle.h>
+#include <cumoe/optimizer.h>
 #include <cumoe/stages.h>
 
 /* What every stage of a layer needs to know. */
@@ -15,6 +18,17 @@ typedef struct cumoe_context {
     cumoe_config_t config; /* checked and complete: top_k and max_threads are never 0 */
     void *device;          /* the backend's own, from open() */
 } cumoe_context_t;
+
+/* One array of parameters as an optimizer sees it: [experts, rows, cols] in any layout. Its state is contiguous and
+ * of the gate type. */
+typedef struct cumoe_parameter {
+    cumoe_matrix_t value, gradient; /* without gradient.data, step 1 initialises the state and that is all */
+    int64_t experts, rows, cols;
+    void *master;              /* [experts, rows, cols] of 16-bit values; else NULL */
+    void *moment1, *moment2;   /* [experts, rows, cols]; NULL where factored */
+    void *row_mean, *col_mean; /* [experts, rows], [experts, cols]; NULL where not factored */
+    void *average;             /* [experts] mean of row_mean; NULL where not factored */
+} cumoe_parameter_t;
 
 typedef struct cumoe_backend_ops {
     /* Device. */
@@ -44,7 +58,11 @@ typedef struct cumoe_backend_ops {
     cumoe_status_t (*up_backward)(const cumoe_context_t *, const cumoe_up_backward_args_t *, cumoe_stream_t);
     cumoe_status_t (*permute_backward)(const cumoe_context_t *, const cumoe_permute_backward_args_t *,
                                        cumoe_stream_t);
+
+    /* Parameters. */
     cumoe_status_t (*weights_init)(const cumoe_context_t *, uint64_t seed, const cumoe_weights_t *, cumoe_stream_t);
+    cumoe_status_t (*optimizer_step)(const cumoe_context_t *, const cumoe_optimizer_args_t *,
+                                     const cumoe_parameter_t *parameters, int count, cumoe_stream_t);
 } cumoe_backend_ops_t;
 
 extern const cumoe_backend_ops_t cumoe__backend_cpu;

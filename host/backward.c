@@ -141,8 +141,8 @@ cumoe_status_t cumoe_layer_backward(const cumoe_layer_t *layer, const cumoe_back
     CUMOE_TRY(cumoe__check_tokens(function, layer, a.num_tokens));
     CUMOE_TRY(cumoe__check_flag(function, "training", a.training));
     CUMOE_TRY(cumoe__check_mode(function, a.gradient_mode));
-    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, false, &weights));
-    CUMOE_TRY(cumoe__weights_read(function, "gradients", layer, a.gradients, true, &gradients));
+    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, CUMOE_ROLE_WEIGHTS, &weights));
+    CUMOE_TRY(cumoe__weights_read(function, "gradients", layer, a.gradients, CUMOE_ROLE_GRADIENTS, &gradients));
     CUMOE_TRY(check_arrays(layer, &a));
     CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
 

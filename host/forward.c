@@ -165,7 +165,7 @@ cumoe_status_t cumoe_layer_forward(const cumoe_layer_t *layer, const cumoe_forwa
     cumoe_weights_t weights;
     CUMOE_TRY(cumoe__struct_read(function, "args", args, sizeof a, &a, sizeof a));
     CUMOE_TRY(check_numbers(layer, &a));
-    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, false, &weights));
+    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, CUMOE_ROLE_WEIGHTS, &weights));
     CUMOE_TRY(check_arrays(layer, &a));
     CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
 

@@ -23,6 +23,12 @@ static inline bool cumoe__is_glu(cumoe_activation_t activation)
            activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
 }
 
+/* The pre-activations are the hidden activations. */
+static inline bool cumoe__is_linear(cumoe_activation_t activation)
+{
+    return activation == CUMOE_ACTIVATION_IDENTITY;
+}
+
 static inline bool cumoe__is_noisy(cumoe_gate_kind_t gate)
 {
     return gate == CUMOE_GATE_NOISY_TOPK || gate == CUMOE_GATE_HIERARCHICAL;

@@ -39,7 +39,7 @@ cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int6
     const size_t token = cumoe__dtype_size(config->dtype), gate = cumoe__dtype_size(cumoe__gate_dtype(config));
     const size_t T = (size_t)num_tokens, R = T * (size_t)config->top_k, H = (size_t)config->hidden_size;
     const size_t z_size = R * (size_t)cumoe__z_width(config) * token;
-    const bool glu = cumoe__is_glu(config->activation);
+    const bool glu = cumoe__is_glu(config->activation), linear = cumoe__is_linear(config->activation);
 
     /* Offsets in saved count from its first byte, so that a copy of it means the same. Those in workspace count
      * from an aligned byte inside, for which the size has room. */
@@ -56,11 +56,11 @@ cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int6
     layout.z = cumoe__take(z_is_kept ? &kept : &scratch, z_size);
     if (pass == CUMOE_PASS_BACKWARD) {
         layout.backward.dz = cumoe__take(&scratch, z_size);
-        layout.backward.drows = cumoe__take(&scratch, R * H * token);
+        layout.backward.drows = linear ? layout.backward.dz : cumoe__take(&scratch, R * H * token);
         layout.backward.dweight = cumoe__take(&scratch, R * gate);
         layout.backward.dx_gate = cumoe__take(&scratch, T * H * gate);
     } else {
-        const bool in_place = !z_is_kept && !glu;
+        const bool in_place = linear || (!z_is_kept && !glu);
         layout.forward.hidden =
             in_place ? layout.z : cumoe__take(&scratch, R * (size_t)config->intermediate_size * token);
         layout.forward.output = cumoe__take(&scratch, R * H * token);

@@ -14,12 +14,12 @@ typedef struct cumoe_layout {
     /* In workspace. */
     union {
         struct {
-            void *hidden; /* [R, I]; z itself when nothing else needs z */
+            void *hidden; /* [R, I]; z itself when nothing else needs z, and for IDENTITY */
             void *output; /* [R, H] */
         } forward;
         struct {
             void *dz;      /* [R, I or 2I] */
-            void *drows;   /* [R, H] */
+            void *drows;   /* [R, H]; dz itself for IDENTITY */
             void *dweight; /* [T, K] gate type */
             void *dx_gate; /* [T, H] gate type */
         } backward;

@@ -54,9 +54,15 @@ cumoe_status_t cumoe__check_buffers_apart(const char *function, const cumoe_rang
 bool cumoe__overlap(const void *a, int64_t a_stride, const void *b, int64_t b_stride, int64_t rows, int64_t width,
                     size_t element);
 
-/* weights.c: copy and check a caller's weights (all arrays required) or gradients (any may be NULL, or all: theirs
- * = NULL); strides and types of the copy are resolved. */
+/* What a cumoe_weights_t is passed as. */
+typedef enum cumoe_role {
+    CUMOE_ROLE_WEIGHTS,     /* all arrays of the layer are required */
+    CUMOE_ROLE_GRADIENTS,   /* any may be NULL, or all: theirs = NULL */
+    CUMOE_ROLE_SOME_WEIGHTS /* any may be NULL */
+} cumoe_role_t;
+
+/* weights.c: copy and check what a caller passes; strides and types of the copy are resolved. */
 cumoe_status_t cumoe__weights_read(const char *function, const char *name, const cumoe_layer_t *layer,
-                                   const cumoe_weights_t *theirs, bool gradients, cumoe_weights_t *ours);
+                                   const cumoe_weights_t *theirs, cumoe_role_t role, cumoe_weights_t *ours);
 
 #endif

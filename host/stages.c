@@ -50,7 +50,7 @@ static cumoe_status_t check_scratch(const char *function, const cumoe_layer_t *l
 static cumoe_status_t read_gradients(const char *function, const cumoe_layer_t *layer,
                                      const cumoe_weights_t **theirs, cumoe_weights_t *ours)
 {
-    CUMOE_TRY(cumoe__weights_read(function, "gradients", layer, *theirs, true, ours));
+    CUMOE_TRY(cumoe__weights_read(function, "gradients", layer, *theirs, CUMOE_ROLE_GRADIENTS, ours));
     *theirs = ours;
     return CUMOE_SUCCESS;
 }
@@ -58,7 +58,7 @@ static cumoe_status_t read_gradients(const char *function, const cumoe_layer_t *
 static cumoe_status_t read_weights(const char *function, const cumoe_layer_t *layer, const cumoe_weights_t **theirs,
                                    cumoe_weights_t *ours)
 {
-    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, *theirs, false, ours));
+    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, *theirs, CUMOE_ROLE_WEIGHTS, ours));
     *theirs = ours;
     return CUMOE_SUCCESS;
 }

@@ -8,33 +8,43 @@
 /* One array of a layer's parameters. */
 typedef struct {
     const char *name;
-    size_t field;     /* offset of the pointer in cumoe_weights_t */
-    int64_t elements; /* when contiguous and SEPARATE; 0 = the layer does not have it */
-    bool gate_type;
-    bool optional; /* may be NULL in weights */
+    size_t field;       /* offset of the pointer in cumoe_weights_t */
+    const char *absent; /* why the layer does not have it; NULL = it does */
+    int64_t elements;   /* when contiguous and SEPARATE */
+    bool of_experts;    /* has weights.dtype; else a gate's */
+    bool optional;      /* may be NULL in weights */
 } array_t;
 
 enum { NUM_ARRAYS = 12 };
 
-static void list_arrays(const cumoe_config_t *c, array_t arrays[NUM_ARRAYS])
+/* glu is where the glu half stands: beside w_up, or inside it. */
+static void list_arrays(const cumoe_config_t *c, cumoe_glu_placement_t glu, array_t arrays[NUM_ARRAYS])
 {
     const int64_t E = c->num_experts, G = c->num_groups, H = c->hidden_size, I = c->intermediate_size;
-    const bool identity = c->activation == CUMOE_ACTIVATION_IDENTITY, glu = cumoe__is_glu(c->activation);
-    const bool hierarchical = c->gate == CUMOE_GATE_HIERARCHICAL;
+    const char *no_gate = c->gate == CUMOE_GATE_EXTERNAL ? "the caller is the gate" : NULL;
+    const char *no_noise = cumoe__is_noisy(c->gate) ? NULL : "the gate has no noise";
+    const char *no_groups = c->gate == CUMOE_GATE_HIERARCHICAL ? NULL : "the gate has no groups";
+    const char *no_thresholds = c->gate == CUMOE_GATE_BALANCED ? NULL : "the gate has no thresholds";
+    const char *no_selection_bias = c->gate == CUMOE_GATE_SIGMOID_TOPK ? NULL : "the gate has no bias";
+    const char *no_up = c->activation == CUMOE_ACTIVATION_IDENTITY ? "IDENTITY has one matrix, w_down" : NULL;
+    const char *no_glu = !cumoe__is_glu(c->activation) ? "the activation has no glu half"
+                         : glu != CUMOE_GLU_SEPARATE   ? "the glu half stands in w_up"
+                                                       : NULL;
+    const char *no_bias = c->expert_bias ? NULL : "config.expert_bias = 0";
 #define FIELD(name) #name, offsetof(cumoe_weights_t, name)
     const array_t list[NUM_ARRAYS] = {
-        {FIELD(w_gate), c->gate == CUMOE_GATE_EXTERNAL ? 0 : E * H, true, false},
-        {FIELD(w_noise), cumoe__is_noisy(c->gate) ? E * H : 0, true, false},
-        {FIELD(w_gate_primary), hierarchical ? G * H : 0, true, false},
-        {FIELD(w_noise_primary), hierarchical ? G * H : 0, true, false},
-        {FIELD(thresholds), c->gate == CUMOE_GATE_BALANCED ? E : 0, true, false},
-        {FIELD(gate_bias), c->gate == CUMOE_GATE_SIGMOID_TOPK ? E : 0, true, true},
-        {FIELD(w_up), identity ? 0 : E * I * H, false, false},
-        {FIELD(w_glu), glu ? E * I * H : 0, false, false},
-        {FIELD(w_down), E * H * I, false, false},
-        {FIELD(b_up), c->expert_bias && !identity ? E * I : 0, false, false},
-        {FIELD(b_glu), c->expert_bias && glu ? E * I : 0, false, false},
-        {FIELD(b_down), c->expert_bias ? E * H : 0, false, false},
+        {FIELD(w_gate), no_gate, E * H, false, false},
+        {FIELD(w_noise), no_noise, E * H, false, false},
+        {FIELD(w_gate_primary), no_groups, G * H, false, false},
+        {FIELD(w_noise_primary), no_groups, G * H, false, false},
+        {FIELD(thresholds), no_thresholds, E, false, false},
+        {FIELD(gate_bias), no_selection_bias, E, false, true},
+        {FIELD(w_up), no_up, E * I * H, true, false},
+        {FIELD(w_glu), no_glu, E * I * H, true, false},
+        {FIELD(w_down), NULL, E * H * I, true, false},
+        {FIELD(b_up), no_bias ? no_bias : no_up, E * I, true, false},
+        {FIELD(b_glu), no_bias ? no_bias : no_glu, E * I, true, false},
+        {FIELD(b_down), no_bias, E * H, true, false},
     };
 #undef FIELD
     memcpy(arrays, list, sizeof list);
@@ -45,20 +55,27 @@ static void **pointer_of(cumoe_weights_t *weights, const array_t *array)
     return (void **)((char *)weights + array->field);
 }
 
-/* Bytes of an array as it stands in the allocation: every array begins at a multiple of 256. */
-static size_t array_size(const array_t *array, cumoe_dtype_t dtype, cumoe_dtype_t gate_dtype)
+/* Bytes of an array as it stands in an allocation of ours, where gates have the gate type: every array begins at a
+ * multiple of 256. */
+static size_t array_size(const array_t *array, const cumoe_weights_t *weights)
 {
-    const size_t size = (size_t)array->elements * cumoe__dtype_size(array->gate_type ? gate_dtype : dtype);
-    return (size + 255) / 256 * 256;
+    if (array->absent) return 0;
+    const cumoe_dtype_t dtype = array->of_experts ? weights->dtype : weights->gate_dtype;
+    return ((size_t)array->elements * cumoe__dtype_size(dtype) + 255) / 256 * 256;
 }
 
 static cumoe_status_t check_dtypes(const char *function, const char *name, const cumoe_config_t *config,
-                                   bool gradients, const cumoe_weights_t *w)
+                                   cumoe_role_t role, const cumoe_weights_t *w)
 {
+    const bool gradients = role == CUMOE_ROLE_GRADIENTS;
     const cumoe_dtype_t wide = cumoe__gate_dtype(config);
     CUMOE_REQUIRE(w->dtype == config->dtype || (gradients && w->dtype == wide), INVALID_ARGUMENT,
                   "%s: %s.dtype = %d, but must be %d (config.dtype)%s", function, name, (int)w->dtype,
                   (int)config->dtype, gradients && wide != config->dtype ? " or F32 (2)" : "");
+    if (gradients)
+        CUMOE_REQUIRE(w->gate_dtype == wide, INVALID_ARGUMENT,
+                      "%s: %s.gate_dtype = %d, but gradients of gates are of the gate type: must be %d", function,
+                      name, (int)w->gate_dtype, (int)wide);
     CUMOE_REQUIRE(w->gate_dtype == wide || w->gate_dtype == config->dtype, INVALID_ARGUMENT,
                   "%s: %s.gate_dtype = %d, but must be %d (gate type) or %d (config.dtype)", function, name,
                   (int)w->gate_dtype, (int)wide, (int)config->dtype);
@@ -96,30 +113,28 @@ static cumoe_status_t resolve_strides(const char *function, const char *name, co
 }
 
 cumoe_status_t cumoe__weights_read(const char *function, const char *name, const cumoe_layer_t *layer,
-                                   const cumoe_weights_t *theirs, bool gradients, cumoe_weights_t *ours)
+                                   const cumoe_weights_t *theirs, cumoe_role_t role, cumoe_weights_t *ours)
 {
     const cumoe_config_t *config = &layer->context.config;
     memset(ours, 0, sizeof *ours);
-    if (!theirs && gradients) return CUMOE_SUCCESS;
+    if (!theirs && role == CUMOE_ROLE_GRADIENTS) return CUMOE_SUCCESS;
     CUMOE_TRY(cumoe__struct_read(function, name, theirs, sizeof *ours, ours, sizeof *ours));
     if (ours->dtype == CUMOE_DTYPE_DEFAULT) ours->dtype = config->dtype;
     if (ours->gate_dtype == CUMOE_DTYPE_DEFAULT) ours->gate_dtype = cumoe__gate_dtype(config);
-    CUMOE_TRY(check_dtypes(function, name, config, gradients, ours));
+    CUMOE_TRY(check_dtypes(function, name, config, role, ours));
     CUMOE_TRY(resolve_strides(function, name, config, ours));
     array_t arrays[NUM_ARRAYS];
-    list_arrays(config, arrays);
+    list_arrays(config, ours->glu, arrays);
     for (int i = 0; i < NUM_ARRAYS; i++) {
-        void **pointer = pointer_of(ours, &arrays[i]);
-        const bool inside_up =
-            ours->glu != CUMOE_GLU_SEPARATE && (pointer == &ours->w_glu || pointer == &ours->b_glu);
-        if (arrays[i].elements == 0 || inside_up) {
-            *pointer = NULL; /* the layer has no such array: whatever stands there is not looked at */
+        const void *pointer = *pointer_of(ours, &arrays[i]);
+        CUMOE_REQUIRE(!pointer || !arrays[i].absent, INVALID_ARGUMENT, "%s: %s.%s = %p, but must be NULL: %s",
+                      function, name, arrays[i].name, pointer, arrays[i].absent);
+        if (pointer ? (uintptr_t)pointer % 16 == 0
+                    : role != CUMOE_ROLE_WEIGHTS || arrays[i].absent || arrays[i].optional)
             continue;
-        }
-        if (*pointer ? (uintptr_t)*pointer % 16 == 0 : gradients || arrays[i].optional) continue;
         char full_name[64];
         snprintf(full_name, sizeof full_name, "%s.%s", name, arrays[i].name);
-        return cumoe__check_array(function, full_name, *pointer, 16, true);
+        return cumoe__check_array(function, full_name, pointer, 16, true);
     }
     return CUMOE_SUCCESS;
 }
@@ -133,13 +148,13 @@ cumoe_status_t cumoe_weights_create(const cumoe_layer_t *layer, cumoe_dtype_t dt
     cumoe_weights_t made = {.struct_size = sizeof made,
                             .dtype = dtype ? dtype : config->dtype,
                             .gate_dtype = cumoe__gate_dtype(config)};
-    CUMOE_TRY(check_dtypes(function, "weights", config, true, &made));
+    CUMOE_TRY(check_dtypes(function, "weights", config, CUMOE_ROLE_GRADIENTS, &made));
     CUMOE_TRY(resolve_strides(function, "weights", config, &made));
 
     array_t arrays[NUM_ARRAYS];
-    list_arrays(config, arrays);
+    list_arrays(config, made.glu, arrays);
     size_t size = 0;
-    for (int i = 0; i < NUM_ARRAYS; i++) size += array_size(&arrays[i], made.dtype, made.gate_dtype);
+    for (int i = 0; i < NUM_ARRAYS; i++) size += array_size(&arrays[i], &made);
     const cumoe_handle_t *handle = layer->handle;
     CUMOE_REQUIRE(handle->ops->memory_alloc(handle->device, size, &made.allocation) == CUMOE_SUCCESS, OUT_OF_MEMORY,
                   "%s: the arrays take %zu bytes, but the device has no such memory left", function, size);
@@ -151,8 +166,8 @@ cumoe_status_t cumoe_weights_create(const cumoe_layer_t *layer, cumoe_dtype_t dt
     }
     char *next = made.allocation;
     for (int i = 0; i < NUM_ARRAYS; i++) {
-        if (arrays[i].elements) *pointer_of(&made, &arrays[i]) = next;
-        next += array_size(&arrays[i], made.dtype, made.gate_dtype);
+        if (!arrays[i].absent) *pointer_of(&made, &arrays[i]) = next;
+        next += array_size(&arrays[i], &made);
     }
     *weights = made;
     return CUMOE_SUCCESS;
@@ -172,7 +187,7 @@ cumoe_status_t cumoe_weights_init(const cumoe_layer_t *layer, uint64_t seed, con
     CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
     CUMOE_REQUIRE(weights, INVALID_ARGUMENT, "%s: weights = NULL, but is required", function);
     cumoe_weights_t ours;
-    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, weights, true, &ours));
+    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, weights, CUMOE_ROLE_SOME_WEIGHTS, &ours));
     CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
     return layer->handle->ops->weights_init(&layer->context, seed, &ours, stream);
 }

@@ -1,5 +1,5 @@
-/* Where the element (expert, row, column) of an expert matrix stands, whatever the layout: the one routine that
- * knows strides and the placement of glu. */
+/* Where the element (expert, row, column) of an expert's matrix or bias stands, whatever the layout: the one place
+ * that knows strides and the placement of glu. */
 #ifndef CUMOE_WEIGHTS_LAYOUT_H
 #define CUMOE_WEIGHTS_LAYOUT_H
 
@@ -38,6 +38,24 @@ static inline cumoe_matrix_t cumoe__matrix_up(const cumoe_weights_t *w, const cu
     }
     m.data = (char *)m.data + (size_t)(first_row * w->up_row_stride) * cumoe__dtype_size(w->dtype);
     return m;
+}
+
+/* b_down [E, H] as [E, 1, H]. */
+static inline cumoe_matrix_t cumoe__bias_down(const cumoe_weights_t *w, const cumoe_config_t *config)
+{
+    return (cumoe_matrix_t){w->b_down, w->dtype, config->hidden_size, 0, 1};
+}
+
+/* b_up [E, I], or its glu half, as [E, 1, I]: what w_up is with one column. */
+static inline cumoe_matrix_t cumoe__bias_up(const cumoe_weights_t *w, const cumoe_config_t *config, bool glu)
+{
+    cumoe_weights_t column = *w;
+    column.w_up = w->b_up;
+    column.w_glu = w->b_glu;
+    column.up_row_stride = 1;
+    column.up_expert_stride = (int64_t)config->intermediate_size * (w->glu == CUMOE_GLU_SEPARATE ? 1 : 2);
+    const cumoe_matrix_t m = cumoe__matrix_up(&column, config, glu);
+    return (cumoe_matrix_t){m.data, m.dtype, m.expert_stride, 0, m.row_stride};
 }
 
 #endif

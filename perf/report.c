@@ -4,15 +4,16 @@
 #include <cumoe/cumoe.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
 #undef I /* of complex.h */
 
-static const char *const contestant_name[] = {"cumoe", "dense", "loop"};
 static const char *const pass_name[] = {"forward", "backward", "forward + backward"};
 
-times_t times_create(const shape_t *shape, int repeat)
+times_t times_create(const shape_t *shape, int repeat, const char *const *names, int contestants)
 {
-    times_t times = {.shape = *shape, .repeat = repeat};
-    for (int c = 0; c < CONTESTANTS; c++) {
+    times_t times = {.shape = *shape, .repeat = repeat, .contestants = contestants, .names = names};
+    for (int c = 0; c < contestants; c++) {
         for (int p = FORWARD; p <= BACKWARD; p++) times.seconds[c][p] = new_array(repeat, sizeof(double));
     }
     return times;
@@ -20,9 +21,49 @@ times_t times_create(const shape_t *shape, int repeat)
 
 void times_destroy(times_t *times)
 {
-    for (int c = 0; c < CONTESTANTS; c++) {
+    for (int c = 0; c < times->contestants; c++) {
         for (int p = FORWARD; p <= BACKWARD; p++) free(times->seconds[c][p]);
     }
+}
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Idle threads of OpenBLAS spin for some 20 ms and would take the cores from the next contestant. */
+static void let_threads_sleep(int threads)
+{
+    if (threads > 1) nanosleep(&(struct timespec){.tv_nsec = 60 * 1000 * 1000}, NULL);
+}
+
+static void progress(const times_t *t, int round)
+{
+    if (!isatty(STDERR_FILENO)) return;
+    fprintf(stderr, "\r\033[K");
+    if (round <= t->repeat) {
+        fprintf(stderr, "%s: %s %d of %d", t->shape.glu ? "SwiGLU" : "ReLU", round ? "round" : "warm-up", round,
+                t->repeat);
+    }
+    fflush(stderr);
+}
+
+void times_measure(times_t *times, int threads, void (*run)(void *bench, int contestant, int pass), void *bench)
+{
+    for (int round = 0; round <= times->repeat; round++) {
+        progress(times, round);
+        for (int contestant = 0; contestant < times->contestants; contestant++) {
+            for (int pass = FORWARD; pass <= BACKWARD; pass++) {
+                const double start = seconds();
+                run(bench, contestant, pass);
+                if (round > 0) times->seconds[contestant][pass][round - 1] = seconds() - start;
+            }
+            let_threads_sleep(threads);
+        }
+    }
+    progress(times, times->repeat + 1);
 }
 
 /* Useful FLOPs of a pass: a product of [T K, H] and [H, I] for every matrix, twice that backward. */
@@ -66,12 +107,12 @@ static spread_t rate(const times_t *t, int contestant, int pass)
     return spread;
 }
 
-/* Speed of the layer over that of a yardstick, round by round. */
+/* Speed of the first over that of a yardstick, round by round. */
 static spread_t ratio(const times_t *t, int yardstick, int pass)
 {
     double *values = new_array(t->repeat, sizeof *values);
     for (int i = 0; i < t->repeat; i++) {
-        values[i] = pass_seconds(t, yardstick, pass, i) / pass_seconds(t, CUMOE, pass, i);
+        values[i] = pass_seconds(t, yardstick, pass, i) / pass_seconds(t, 0, pass, i);
     }
     const spread_t spread = spread_of(values, t->repeat);
     free(values);
@@ -82,9 +123,9 @@ void report_machine(const options_t *o)
 {
     cumoe_handle_t *handle = NULL;
     if (cumoe_handle_create(&handle, CUMOE_BACKEND_CPU, 0) != CUMOE_SUCCESS) handle = NULL;
-    printf("T = %d, H = %d, I = %d, E = %d, K = %d, fp32, %d thread%s, median of %d rounds (smallest..largest)\n\n",
-           o->tokens, o->hidden, o->intermediate, o->experts, o->top_k, o->threads, o->threads == 1 ? "" : "s",
-           o->repeat);
+    printf("T = %d, H = %d, I = %d, E = %d, K = %d, %s, %d thread%s, median of %d rounds (smallest..largest)\n\n",
+           o->tokens, o->hidden, o->intermediate, o->experts, o->top_k, dtype_names[o->dtype], o->threads,
+           o->threads == 1 ? "" : "s", o->repeat);
     printf("cumoe %d.%d.%d: %s; %s\n\n", CUMOE_VERSION_MAJOR, CUMOE_VERSION_MINOR, CUMOE_VERSION_PATCH,
            cumoe_handle_description(handle), openblas_get_config());
     cumoe_handle_destroy(handle);
@@ -93,14 +134,21 @@ void report_machine(const options_t *o)
 void report_table(const times_t *t, bool first)
 {
     if (first) {
-        puts("| | pass | cumoe GFLOP/s | dense GFLOP/s | loop GFLOP/s | cumoe / dense | cumoe / loop |\n"
-             "|---|---|---:|---:|---:|---:|---:|");
+        printf("| | pass |");
+        for (int c = 0; c < t->contestants; c++) printf(" %s GFLOP/s |", t->names[c]);
+        for (int c = 1; c < t->contestants; c++) printf(" %s / %s |", t->names[0], t->names[c]);
+        printf("\n|---|---|");
+        for (int c = 1; c < 2 * t->contestants; c++) printf("---:|");
+        puts("");
     }
     for (int p = 0; p < PASSES; p++) {
-        const spread_t dense = ratio(t, DENSE, p), loop = ratio(t, LOOP, p);
-        printf("| %s | %s | %.1f | %.1f | %.1f | %.2f (%.2f..%.2f) | %.2f (%.2f..%.2f) |\n",
-               t->shape.glu ? "SwiGLU" : "ReLU", pass_name[p], rate(t, CUMOE, p).median, rate(t, DENSE, p).median,
-               rate(t, LOOP, p).median, dense.median, dense.min, dense.max, loop.median, loop.min, loop.max);
+        printf("| %s | %s |", t->shape.glu ? "SwiGLU" : "ReLU", pass_name[p]);
+        for (int c = 0; c < t->contestants; c++) printf(" %.1f |", rate(t, c, p).median);
+        for (int c = 1; c < t->contestants; c++) {
+            const spread_t r = ratio(t, c, p);
+            printf(" %.2f (%.2f..%.2f) |", r.median, r.min, r.max);
+        }
+        puts("");
     }
     fflush(stdout);
 }
@@ -114,19 +162,21 @@ bool report_json(FILE *f, const options_t *o, const times_t *times, int count)
 {
     fprintf(f, "{\"tokens\": %d, \"hidden\": %d, \"intermediate\": %d, \"experts\": %d, \"top_k\": %d,\n",
             o->tokens, o->hidden, o->intermediate, o->experts, o->top_k);
-    fprintf(f, " \"threads\": %d, \"repeat\": %d, \"openblas\": \"%s\",\n \"results\": [", o->threads, o->repeat,
-            openblas_get_config());
+    fprintf(f, " \"dtype\": \"%s\", \"threads\": %d, \"repeat\": %d, \"openblas\": \"%s\",\n \"results\": [",
+            dtype_names[o->dtype], o->threads, o->repeat, openblas_get_config());
     for (int i = 0; i < count * PASSES; i++) {
         const times_t *t = &times[i / PASSES];
         const int pass = i % PASSES;
         fprintf(f, "%s\n  {\"activation\": \"%s\", \"pass\": \"%s\",\n   \"gflops\": {", i ? "," : "",
                 t->shape.glu ? "swiglu" : "relu", pass_name[pass]);
-        for (int c = 0; c < CONTESTANTS; c++) {
-            json_spread(f, contestant_name[c], rate(t, c, pass), c < LOOP ? ", " : "},\n");
-        }
+        const int last = t->contestants - 1;
+        for (int c = 0; c <= last; c++) json_spread(f, t->names[c], rate(t, c, pass), c < last ? ", " : "},\n");
         fprintf(f, "   \"ratio\": {");
-        json_spread(f, "cumoe/dense", ratio(t, DENSE, pass), ", ");
-        json_spread(f, "cumoe/loop", ratio(t, LOOP, pass), "}}");
+        for (int c = 1; c <= last; c++) {
+            char name[40];
+            snprintf(name, sizeof name, "%s/%s", t->names[0], t->names[c]);
+            json_spread(f, name, ratio(t, c, pass), c < last ? ", " : "}}");
+        }
     }
     fprintf(f, "]}\n");
     const bool failed = ferror(f);

@@ -2,7 +2,7 @@
 #ifndef CUMOE_TESTS_SUITE_H
 #define CUMOE_TESTS_SUITE_H
 
-#include "tests/support/problem.h"
+#include "tests/support/pairwise.h"
 #include "tests/support/random.h"
 
 #include <criterion/criterion.h>
@@ -17,7 +17,42 @@ static inline cumoe_handle_t *suite_handle(void)
     return handle;
 }
 
-/* Call body for every case of the table that means anything with the gate, with both activations and types. */
+/* Types and activations for what hangs on neither: some of each, without the reference. */
+enum { NUM_SUITE_OPTIONS = 6 };
+
+static inline problem_options_t suite_options(int i, const gate_variant_t *variant, uint64_t seed)
+{
+    static const problem_options_t options[NUM_SUITE_OPTIONS] = {
+        {.dtype = CUMOE_F32, .activation = CUMOE_ACTIVATION_RELU},
+        {.dtype = CUMOE_F64, .activation = CUMOE_ACTIVATION_GELU, .bias = true},
+        {.dtype = CUMOE_BF16,
+         .activation = CUMOE_ACTIVATION_SWIGLU_CLAMPED,
+         .bias = true,
+         .gradient_dtype = CUMOE_F32},
+        {.dtype = CUMOE_F16, .activation = CUMOE_ACTIVATION_GEGLU, .gate_dtype = CUMOE_F16, .recompute = 1},
+        {.dtype = CUMOE_F32, .activation = CUMOE_ACTIVATION_SWIGLU, .bias = true},
+        {.dtype = CUMOE_BF16, .activation = CUMOE_ACTIVATION_IDENTITY},
+    };
+    problem_options_t chosen = options[i];
+    chosen.variant = *variant;
+    chosen.seed = seed;
+    chosen.without_reference = true;
+    return chosen;
+}
+
+/* Both runs on the same inputs: everything that comes back has the same bits. */
+static inline void suite_compare_runs(problem_t *a, problem_t *b, report_t *report)
+{
+    if (!problem_run_forward(a, report) || !problem_run_backward(a, report)) return;
+    problem_bits_t forward = problem_outputs(a, false), backward = problem_outputs(a, true);
+    if (problem_run_forward(b, report)) problem_compare_outputs(b, false, &forward, report);
+    if (problem_run_backward(b, report)) problem_compare_outputs(b, true, &backward, report);
+    problem_bits_free(&forward);
+    problem_bits_free(&backward);
+}
+
+/* Call body for every case of the table that means anything with the gate: with F32 and both kinds of activation,
+ * with F64, and with 16 bits and everything else in turn. */
 typedef void suite_body_t(problem_t *problem, report_t *report);
 
 static inline void suite_one_case(const cumoe_handle_t *handle, const layer_case_t *layer_case,
@@ -28,22 +63,57 @@ static inline void suite_one_case(const cumoe_handle_t *handle, const layer_case
     problem_destroy(&problem);
 }
 
+enum { NUM_CASE_OPTIONS = 4 };
+
+static inline problem_options_t suite_case_options(int i, int n)
+{
+    const cumoe_dtype_t half = i % 2 ? CUMOE_BF16 : CUMOE_F16, gate = i % 4 < 2 ? half : CUMOE_DTYPE_DEFAULT;
+    const problem_options_t options[NUM_CASE_OPTIONS] = {
+        {.dtype = CUMOE_F32, .activation = CUMOE_ACTIVATION_RELU},
+        {.dtype = CUMOE_F32, .activation = CUMOE_ACTIVATION_SWIGLU},
+        {.dtype = CUMOE_F64, .activation = CUMOE_ACTIVATION_SWIGLU},
+        {.dtype = half,
+         .gate_dtype = gate,
+         .index_weight_dtype = gate,
+         .gradient_dtype = i % 3 ? CUMOE_DTYPE_DEFAULT : CUMOE_F32,
+         .activation = (cumoe_activation_t)(i % (CUMOE_ACTIVATION_IDENTITY + 1)),
+         .bias = i % 5 < 3,
+         .recompute = i % 7 < 3},
+    };
+    return options[n];
+}
+
 static inline void suite_all_cases(const char *test, const gate_variant_t *variant, suite_body_t *body)
 {
     const uint64_t seed = random_seed(test, 1);
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
     for (int i = 0; i < NUM_LAYER_CASES; i++)
-        for (int f64 = 0; f64 < 2 && case_applies(&LAYER_CASES[i], variant); f64++)
-            for (int glu = 0; glu < 2; glu++) {
-                const problem_options_t options = {
-                    .dtype = f64 ? CUMOE_F64 : CUMOE_F32,
-                    .activation = glu ? CUMOE_ACTIVATION_SWIGLU : CUMOE_ACTIVATION_RELU,
-                    .variant = *variant,
-                    .seed = seed + (uint64_t)i,
-                };
-                suite_one_case(handle, &LAYER_CASES[i], &options, body, &report);
-            }
+        for (int n = 0; n < NUM_CASE_OPTIONS && case_applies(&LAYER_CASES[i], variant); n++) {
+            problem_options_t options = suite_case_options(i, n);
+            options.variant = *variant;
+            options.seed = seed + (uint64_t)i;
+            suite_one_case(handle, &LAYER_CASES[i], &options, body, &report);
+        }
+    cumoe_handle_destroy(handle);
+    EXPECT_EMPTY(report);
+}
+
+/* Call body for the pairwise selection. */
+static inline void suite_pairwise(const char *test, suite_body_t *body)
+{
+    const uint64_t seed = random_seed(test, 1);
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    int chosen[MAX_PAIRWISE];
+    const int num_chosen = pairs_choose(&PAIRWISE, MAX_PAIRWISE, chosen);
+    cr_assert(num_chosen > 0);
+    for (int n = 0; n < num_chosen; n++) {
+        layer_case_t layer_case;
+        problem_options_t options;
+        pairwise_case(chosen[n], n, seed, &layer_case, &options);
+        suite_one_case(handle, &layer_case, &options, body, &report);
+    }
     cumoe_handle_destroy(handle);
     EXPECT_EMPTY(report);
 }

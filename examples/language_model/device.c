@@ -40,23 +40,16 @@ void device_close(device_t *device)
 
 mirror_t mirror_create(const device_t *device, size_t size)
 {
-    void *memory;
-    check(cumoe_memory_alloc(device->handle, size, &memory));
-    mirror_t mirror = mirror_of(device, memory, size);
-    mirror.owned = true;
+    mirror_t mirror = {.size = size};
+    check(cumoe_memory_alloc(device->handle, size, &mirror.device));
+    mirror.host = device->shared ? mirror.device : host_alloc(size, 1);
     return mirror;
-}
-
-mirror_t mirror_of(const device_t *device, void *device_memory, size_t size)
-{
-    void *host = device->shared ? device_memory : host_alloc(size, 1);
-    return (mirror_t){.device = device_memory, .host = host, .size = size};
 }
 
 void mirror_destroy(const device_t *device, mirror_t *mirror)
 {
     if (!device->shared) free(mirror->host);
-    if (mirror->owned) cumoe_memory_free(device->handle, mirror->device);
+    cumoe_memory_free(device->handle, mirror->device);
     *mirror = (mirror_t){0};
 }
 

@@ -15,7 +15,6 @@ typedef struct device {
 typedef struct mirror {
     void *device, *host;
     size_t size; /* bytes */
-    bool owned;  /* mirror_create() allocated the device side */
 } mirror_t;
 
 /* End the program with the library's sentence if a call failed. */
@@ -32,7 +31,6 @@ void device_open(device_t *device, cumoe_backend_t backend, bool copy);
 void device_close(device_t *device);
 
 mirror_t mirror_create(const device_t *device, size_t size);
-mirror_t mirror_of(const device_t *device, void *device_memory, size_t size); /* borrowed device side */
 void mirror_destroy(const device_t *device, mirror_t *mirror);
 void mirror_to_device(const device_t *device, const mirror_t *mirror);
 void mirror_to_host(const device_t *device, const mirror_t *mirror); /* waits for the device */

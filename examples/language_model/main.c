@@ -3,7 +3,8 @@
  *   protocol.h  what is trained, and how       text.c     characters, split, batches
  *   model.c     where the library is called    dense.c    embedding, softmax, Adam
  *   train.c     loop and evaluation            inspect.c  balance, and what experts learn
- *   report.c    tables                         pictures.c gnuplot */
+ *   report.c    tables                         pictures.c gnuplot
+ *   schedule.c  learning rates */
 #include "options.h"
 #include "pictures.h"
 
@@ -54,11 +55,16 @@ static void add_result(summary_t *summary, const result_t *result)
 static void train_kind(run_t *run, kind_index_t index, uint64_t seed)
 {
     const kind_t *kind = &kinds[index];
-    model_t model;
-    model_create(&model, &run->device, kind, run->text.symbols, seed);
+    model_t model = {.device = &run->device,
+                     .kind = kind,
+                     .symbols = run->text.symbols,
+                     .seed = seed,
+                     .optimizer = run->options.optimizer};
+    model_create(&model);
     result_t result = train_model(&model, &run->text, &run->schedule, &run->progress);
     report_training(&run->report, kind, seed, &result);
     add_result(&run->summary[index], &result);
+    run->summary[index].state_size = model.state_size;
     if (kind->experts == MAX_EXPERTS && seed == 1) {
         run->perplexity[index != MOE_256] = result.perplexity;
         run->balance[index != MOE_256] = measure_balance(&model, &run->text);
@@ -84,6 +90,7 @@ static schedule_t make_schedule(const options_t *options, const text_t *text)
     schedule_t schedule = {.steps = (int64_t)(options->epochs * (double)steps_per_epoch(text)),
                            .held_out_stride = 1};
     if (options->quick) schedule = (schedule_t){.steps = QUICK_STEPS, .held_out_stride = QUICK_HELD_OUT};
+    schedule.kind = options->schedule;
     if (options->steps) schedule.steps = options->steps;
     if (schedule.steps < 1) schedule.steps = 1;
     return schedule;
@@ -104,6 +111,7 @@ int main(int argc, char **argv)
     run.report.pictures = draw_pictures(run.summary, run.balance, &run.usage, &run.text);
     report_models(&run.report, run.summary, &run.text);
     const bool good = report_verdict(&run.report, run.summary, run.options.quick);
+    report_optimizer(&run.report, run.options.optimizer, run.summary);
     report_balance(&run.report, run.perplexity, run.balance);
     report_experts(&run.report, &run.usage, &run.text);
     report_close(&run.report, run.options.out, seconds_now() - run.progress.start);

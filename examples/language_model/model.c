@@ -36,47 +36,38 @@ static void create_layer(model_t *model)
     check(cumoe_weights_create(model->layer, CUMOE_DTYPE_DEFAULT, &model->weights));
     check(cumoe_weights_create(model->layer, CUMOE_DTYPE_DEFAULT, &model->gradients));
     check(cumoe_weights_init(model->layer, model->seed, &model->weights, NULL));
+    check(cumoe_optimizer_state_size(model->layer, model->optimizer, &model->weights, &model->state_size));
+    check(cumoe_memory_alloc(model->device->handle, model->state_size, &model->state));
 }
 
-static void create_parameter(parameter_t *parameter, int64_t count, float *value, float *gradient)
+static void create_parameter(parameter_t *parameter, int64_t count)
 {
     const size_t n = (size_t)count, size = sizeof(float);
-    *parameter = (parameter_t){.value = value ? value : host_alloc(n, size),
-                               .gradient = gradient ? gradient : host_alloc(n, size),
+    *parameter = (parameter_t){.value = host_alloc(n, size),
+                               .gradient = host_alloc(n, size),
                                .first_moment = host_alloc(n, size),
                                .second_moment = host_alloc(n, size),
                                .count = count};
 }
 
+static void destroy_parameter(parameter_t *parameter)
+{
+    free(parameter->value);
+    free(parameter->gradient);
+    free(parameter->first_moment);
+    free(parameter->second_moment);
+}
+
 static void create_parameters(model_t *model)
 {
-    const int64_t experts = model->kind->experts, matrices = experts * model->kind->intermediate * WIDTH;
-    const struct {
-        parameter_index_t index;
-        void *weight, *gradient;
-        int64_t count;
-    } layer[] = {{W_UP, model->weights.w_up, model->gradients.w_up, matrices},
-                 {W_DOWN, model->weights.w_down, model->gradients.w_down, matrices},
-                 {W_GATE, model->weights.w_gate, model->gradients.w_gate, experts * WIDTH},
-                 {W_NOISE, model->weights.w_noise, model->gradients.w_noise, experts * WIDTH}};
-    for (size_t i = 0; i < sizeof layer / sizeof *layer; i++) {
-        if (!layer[i].weight) continue;
-        mirror_t *weight = &model->weight[layer[i].index], *gradient = &model->gradient[layer[i].index];
-        *weight = mirror_of(model->device, layer[i].weight, (size_t)layer[i].count * sizeof(float));
-        *gradient = mirror_of(model->device, layer[i].gradient, (size_t)layer[i].count * sizeof(float));
-        mirror_to_host(model->device, weight);
-        create_parameter(&model->parameter[layer[i].index], layer[i].count, weight->host, gradient->host);
-    }
-
     const int64_t columns = (model->symbols + SYMBOL_ALIGN - 1) / SYMBOL_ALIGN * SYMBOL_ALIGN;
-    parameter_t *embedding = &model->parameter[EMBEDDING], *softmax = &model->parameter[SOFTMAX];
-    create_parameter(embedding, (int64_t)WINDOW * model->symbols * WIDTH, NULL, NULL);
-    create_parameter(softmax, WIDTH * columns, NULL, NULL);
-    random_normal(embedding->value, embedding->count, sqrt(1.0 / WINDOW), model->seed);
+    create_parameter(&model->embedding, (int64_t)WINDOW * model->symbols * WIDTH);
+    create_parameter(&model->projection, WIDTH * columns);
+    random_normal(model->embedding.value, model->embedding.count, sqrt(1.0 / WINDOW), model->seed);
     model->softmax = (softmax_t){.symbols = model->symbols,
                                  .columns = (int)columns,
-                                 .matrix = softmax->value,
-                                 .gradient = softmax->gradient,
+                                 .matrix = model->projection.value,
+                                 .gradient = model->projection.gradient,
                                  .transposed = host_alloc((size_t)(WIDTH * columns), sizeof(float)),
                                  .probability = host_alloc((size_t)(BATCH * columns), sizeof(float)),
                                  .loss = host_alloc(BATCH, sizeof(double))};
@@ -108,9 +99,8 @@ static void create_buffers(model_t *model)
     mirror_to_device(device, &model->index_weight);
 }
 
-void model_create(model_t *model, const device_t *device, const kind_t *kind, int symbols, uint64_t seed)
+void model_create(model_t *model)
 {
-    *model = (model_t){.device = device, .kind = kind, .symbols = symbols, .seed = seed};
     create_layer(model);
     create_parameters(model);
     create_buffers(model);
@@ -118,17 +108,8 @@ void model_create(model_t *model, const device_t *device, const kind_t *kind, in
 
 void model_destroy(model_t *model)
 {
-    for (int i = 0; i < NUM_PARAMETERS; i++) {
-        parameter_t *parameter = &model->parameter[i];
-        free(parameter->first_moment);
-        free(parameter->second_moment);
-        if (i == EMBEDDING || i == SOFTMAX) {
-            free(parameter->value);
-            free(parameter->gradient);
-        }
-        mirror_destroy(model->device, &model->weight[i]);
-        mirror_destroy(model->device, &model->gradient[i]);
-    }
+    destroy_parameter(&model->embedding);
+    destroy_parameter(&model->projection);
     free(model->softmax.transposed);
     free(model->softmax.probability);
     free(model->softmax.loss);
@@ -138,6 +119,7 @@ void model_destroy(model_t *model)
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) mirror_destroy(model->device, buffers[i]);
     cumoe_memory_free(model->device->handle, model->workspace);
     cumoe_memory_free(model->device->handle, model->saved);
+    cumoe_memory_free(model->device->handle, model->state);
     cumoe_weights_destroy(model->layer, &model->gradients);
     cumoe_weights_destroy(model->layer, &model->weights);
     cumoe_layer_destroy(model->layer);
@@ -153,7 +135,7 @@ typedef struct layer_mode {
 /* y = layer(x), where x is the embedding sum of the batch. */
 static void layer_forward(model_t *model, const batch_t *batch, layer_mode_t mode)
 {
-    embedding_forward(batch, model->symbols, model->parameter[EMBEDDING].value, model->x.host);
+    embedding_forward(batch, model->symbols, model->embedding.value, model->x.host);
     mirror_to_device(model->device, &model->x);
     cumoe_forward_args_t args = {.struct_size = sizeof args,
                                  .num_tokens = batch->size,
@@ -204,8 +186,21 @@ static void layer_backward(model_t *model, const batch_t *batch)
                                   .saved_size = model->saved_size};
     check(cumoe_layer_backward(model->layer, &args, NULL));
     mirror_to_host(model->device, &model->dx);
-    for (int i = 0; i < NUM_PARAMETERS; i++)
-        if (model->gradient[i].size) mirror_to_host(model->device, &model->gradient[i]);
+}
+
+/* The layer's parameters stay on the device; ours are on the host. */
+static void update(model_t *model, int64_t step, double learning_rate)
+{
+    cumoe_optimizer_args_t args = {.struct_size = sizeof args,
+                                   .optimizer = model->optimizer,
+                                   .weights = &model->weights,
+                                   .gradients = &model->gradients,
+                                   .values = {.learning_rate = learning_rate, .step = step},
+                                   .state = model->state,
+                                   .state_size = model->state_size};
+    check(cumoe_optimizer_step(model->layer, &args, NULL));
+    adam_step(&model->embedding, step, learning_rate);
+    adam_step(&model->projection, step, learning_rate);
 }
 
 double model_train(model_t *model, const batch_t *batch, int64_t step, double learning_rate)
@@ -218,12 +213,9 @@ double model_train(model_t *model, const batch_t *batch, int64_t step, double le
     softmax_backward(&model->softmax, batch, hidden, model->dy.host);
     layer_backward(model, batch);
     add_rows(batch, dx, model->dy.host);
-    embedding_backward(batch, model->symbols, model->parameter[EMBEDDING].gradient, dx);
+    embedding_backward(batch, model->symbols, model->embedding.gradient, dx);
 
-    for (int i = 0; i < NUM_PARAMETERS; i++) {
-        adam_step(&model->parameter[i], step, learning_rate);
-        if (model->weight[i].size) mirror_to_device(model->device, &model->weight[i]);
-    }
+    update(model, step, learning_rate);
     return loss;
 }
 

@@ -6,27 +6,20 @@
 #include "device.h"
 #include "protocol.h"
 
-/* The first two are ours and live on the host; the others are the layer's. */
-typedef enum parameter_index {
-    EMBEDDING,
-    SOFTMAX,
-    W_UP,
-    W_DOWN,
-    W_GATE,
-    W_NOISE,
-    NUM_PARAMETERS
-} parameter_index_t;
-
 typedef struct model {
+    /* The caller's. */
     const device_t *device;
     const kind_t *kind;
     int symbols; /* V */
     uint64_t seed;
+    cumoe_optimizer_t optimizer; /* of the layer */
 
     cumoe_layer_t *layer;
     cumoe_weights_t weights, gradients;
-    mirror_t weight[NUM_PARAMETERS], gradient[NUM_PARAMETERS];
-    parameter_t parameter[NUM_PARAMETERS]; /* count 0 where the layer has no such array */
+    void *state; /* of the optimizer */
+    size_t state_size;
+
+    parameter_t embedding, projection; /* ours, on the host; the latter is the softmax matrix */
     softmax_t softmax;
 
     mirror_t x, y, dy, dx;        /* [BATCH, WIDTH] */
@@ -38,10 +31,11 @@ typedef struct model {
     size_t workspace_size, saved_size;
 } model_t;
 
-void model_create(model_t *model, const device_t *device, const kind_t *kind, int symbols, uint64_t seed);
+/* Makes everything from the first fields. */
+void model_create(model_t *model);
 void model_destroy(model_t *model);
 
-/* One step of Adam on the batch; step counts from 1. Returns the sum of -ln(probability of the target). */
+/* One optimizer step on the batch; step counts from 1. Returns the sum of -ln(probability of the target). */
 double model_train(model_t *model, const batch_t *batch, int64_t step, double learning_rate);
 
 /* The same sum without noise and without training; leaves expert and gate on the host. */

@@ -21,6 +21,9 @@ static const char help[] =
     "  --seeds N        train the models of the first table N times, from other random numbers    [1]\n"
     "  --epochs X       passes over the training characters                                       [1]\n"
     "  --steps N        steps of 1024 characters, instead of --epochs\n"
+    "  --schedule NAME  linear: the learning rate falls to 0 in a straight line; lm, translation: the paper's "
+    "[linear]\n"
+    "  --optimizer NAME adam, or factored: the experts' second moments as row and column means         [adam]\n"
     "  --quick          a few steps and no verdict: does everything run?\n"
     "  --threads N      threads                                                                   [all "
     "processors]\n"
@@ -61,13 +64,29 @@ static cumoe_backend_t backend(const char *name)
     die("--backend %s: must be cpu, cuda or auto", name);
 }
 
+static schedule_kind_t schedule(const char *name)
+{
+    for (schedule_kind_t kind = 0; kind < NUM_SCHEDULES; kind++)
+        if (strcmp(name, schedule_name(kind)) == 0) return kind;
+    die("--schedule %s: must be linear, lm or translation", name);
+}
+
+static cumoe_optimizer_t optimizer(const char *name)
+{
+    if (strcmp(name, "adam") == 0) return CUMOE_OPTIMIZER_ADAM;
+    if (strcmp(name, "factored") == 0) return CUMOE_OPTIMIZER_FACTORED_ADAM;
+    die("--optimizer %s: must be adam or factored", name);
+}
+
 void options_read(options_t *options, int argc, char **argv)
 {
-    enum { TEXT = 1, SEEDS, EPOCHS, STEPS, QUICK, THREADS, OUT, BACKEND, COPY, HELP };
+    enum { TEXT = 1, SEEDS, EPOCHS, STEPS, SCHEDULE, OPTIMIZER, QUICK, THREADS, OUT, BACKEND, COPY, HELP };
     static const struct option names[] = {{"text", required_argument, NULL, TEXT},
                                           {"seeds", required_argument, NULL, SEEDS},
                                           {"epochs", required_argument, NULL, EPOCHS},
                                           {"steps", required_argument, NULL, STEPS},
+                                          {"schedule", required_argument, NULL, SCHEDULE},
+                                          {"optimizer", required_argument, NULL, OPTIMIZER},
                                           {"quick", no_argument, NULL, QUICK},
                                           {"threads", required_argument, NULL, THREADS},
                                           {"out", required_argument, NULL, OUT},
@@ -89,6 +108,12 @@ void options_read(options_t *options, int argc, char **argv)
             break;
         case STEPS:
             options->steps = integer("--steps", optarg, 1, 1000000000);
+            break;
+        case SCHEDULE:
+            options->schedule = schedule(optarg);
+            break;
+        case OPTIMIZER:
+            options->optimizer = optimizer(optarg);
             break;
         case QUICK:
             options->quick = true;

@@ -2,6 +2,7 @@
 #ifndef OPTIONS_H
 #define OPTIONS_H
 
+#include "schedule.h"
 #include "text.h"
 
 #include <cumoe/cumoe.h>
@@ -14,6 +15,8 @@ typedef struct options {
     int seeds;
     double epochs;
     int64_t steps; /* 0 = as epochs says */
+    schedule_kind_t schedule;
+    cumoe_optimizer_t optimizer;
     bool quick;
     int threads; /* 0 = OpenMP's number */
     const char *out;

@@ -57,8 +57,10 @@ void report_open(report_t *report, const options_t *options, const text_t *text,
         WINDOW, WIDTH);
     say(report, "Mixtures: noisy top-%d gate, ReLU experts with I = %d; the dense layer has I = %d.\n", TOP_K,
         INTERMEDIATE, DENSE_INTERMEDIATE);
-    say(report, "Training: %lld steps of %d characters (%.2f epochs), Adam from %g down to 0 in a straight line,\n",
-        (long long)schedule->steps, BATCH, (double)schedule->steps / (double)steps_per_epoch(text), LEARNING_RATE);
+    say(report, "Training: %lld steps of %d characters (%.2f epochs) with %s;\n", (long long)schedule->steps, BATCH,
+        (double)schedule->steps / (double)steps_per_epoch(text),
+        options->optimizer == CUMOE_OPTIMIZER_ADAM ? "Adam" : "Adam, factored for the experts");
+    say(report, "the learning rate, %g at most, %s;\n", LEARNING_RATE, schedule_text(schedule->kind));
     say(report, "importance loss and load loss with weight %g each; %d seed%s. Machine: %s.\n\n",
         (double)LOSS_WEIGHT, options->seeds, options->seeds > 1 ? "s" : "",
         cumoe_handle_description(device->handle));
@@ -124,6 +126,18 @@ bool report_verdict(report_t *report, const summary_t *summary, bool quick)
         needed, one ? "the margin for one seed, 3 % of dense" : "the larger spread over the seeds",
         gain > needed ? "Reached" : "Not reached");
     return gain > needed;
+}
+
+void report_optimizer(report_t *report, cumoe_optimizer_t optimizer, const summary_t *summary)
+{
+    double bytes[NUM_KINDS];
+    for (int i = 0; i <= MOE_256; i++) {
+        bytes[i] = (double)summary[i].state_size / (double)kind_parameters(&kinds[i]);
+        note(report, "models", kinds[i].name, "state_bytes_per_parameter", bytes[i]);
+    }
+    say(report, "%s keeps %.2f bytes of state for a parameter of the layer of MoE-256, %.2f of the dense one.\n\n",
+        optimizer == CUMOE_OPTIMIZER_ADAM ? "Adam" : "Adam, factored for the experts (paper, appendix D),",
+        bytes[MOE_256], bytes[DENSE]);
 }
 
 void report_balance(report_t *report, const double *perplexity, const balance_t *balance)

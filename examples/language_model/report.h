@@ -17,6 +17,7 @@ typedef struct summary {
     int seeds;
     double mean, least, most; /* held-out perplexity */
     double rate;              /* mean of characters per second */
+    size_t state_size;        /* bytes that the optimizer keeps for the layer */
 } summary_t;
 
 /* Opens demo.md and demo.tsv in the current folder and writes down what is about to be done. */
@@ -31,6 +32,9 @@ void report_models(report_t *report, const summary_t *summary, const text_t *tex
 
 /* Whether MoE-32 is better than dense by more than the spread, in words as well. */
 bool report_verdict(report_t *report, const summary_t *summary, bool quick);
+
+/* What the optimizer keeps for the layers of MoE-256 and of the dense model. summary  [NUM_KINDS] */
+void report_optimizer(report_t *report, cumoe_optimizer_t optimizer, const summary_t *summary);
 
 /* Paper table 6: with and without the losses. perplexity  [2], balance  [2] */
 void report_balance(report_t *report, const double *perplexity, const balance_t *balance);

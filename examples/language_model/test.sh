@@ -53,6 +53,13 @@ figures more | cmp - expected || fail "3 threads give other figures than 1"
 quick copy --copy
 figures copy | cmp - expected || fail "--copy gives other figures"
 
+# The optimizer of the layer and the schedules are the caller's choice, and named in the report.
+quick lm --optimizer factored --schedule lm
+grep -q 'factored for the experts' lm/demo.md || fail "demo.md does not name the optimizer"
+grep -q 'rises over 1000 steps' lm/demo.md || fail "demo.md does not name the schedule"
+quick translation --schedule translation
+figures translation | cmp -s - expected && fail "the schedule changes nothing"
+
 # What is wrong is said in one sentence, and nothing is written.
 refused() # words of the sentence, then options
 {
@@ -74,6 +81,8 @@ refused "must be a number" --text first.txt --steps 0
 refused "must be a number" --text first.txt --epochs -1
 refused "must be a whole number" --text first.txt --threads 1.5
 refused "cpu, cuda or auto" --text first.txt --backend tpu
+refused "linear, lm or translation" --text first.txt --schedule cosine
+refused "adam or factored" --text first.txt --optimizer sgd
 refused "not an option" --text first.txt second.txt
 refused "unrecognized option" --text first.txt --sed 3x --nonsense
 "$program" --help | grep -q -- --seeds || fail "--help"

@@ -29,7 +29,7 @@ result_t train_model(model_t *model, const text_t *text, const schedule_t *sched
             order = text_shuffled(text, model->seed * 1000 + (uint64_t)(step / per_epoch));
         }
         batch_fill(&batch, text, order + step % per_epoch * BATCH, BATCH);
-        double rate = LEARNING_RATE * (1 - (double)step / (double)steps);
+        double rate = schedule_rate(schedule->kind, LEARNING_RATE, step + 1, steps);
         double loss = model_train(model, &batch, step + 1, rate) / BATCH;
         smooth_loss += 0.02 * (loss - smooth_loss);
         double done = (double)(step + 1);

@@ -4,6 +4,7 @@
 
 #include "model.h"
 #include "progress.h"
+#include "schedule.h"
 
 typedef struct result {
     double perplexity; /* of the held-out characters: exp of the mean of -ln(probability) */
@@ -13,6 +14,7 @@ typedef struct result {
 
 typedef struct schedule {
     int64_t steps;
+    schedule_kind_t kind;    /* how the learning rate changes */
     int64_t held_out_stride; /* one in so many held-out characters is looked at */
 } schedule_t;
 

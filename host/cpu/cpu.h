@@ -35,5 +35,7 @@ cumoe_status_t cumoe__cpu_permute_backward(const cumoe_context_t *, const cumoe_
                                            cumoe_stream_t);
 cumoe_status_t cumoe__cpu_weights_init(const cumoe_context_t *, uint64_t seed, const cumoe_weights_t *,
                                        cumoe_stream_t);
+cumoe_status_t cumoe__cpu_optimizer_step(const cumoe_context_t *, const cumoe_optimizer_args_t *,
+                                         const cumoe_parameter_t *parameters, int count, cumoe_stream_t);
 
 #endif

@@ -101,6 +101,10 @@ CUMOE_ELEMENTARY_FN double normal_cdf_f64(double z)
     return 0.5 * erfc(-z * 0.70710678118654752440);
 }
 
+/* The tanh form of gelu is z sigmoid(SCALE (z + CUBE z^3)). */
+#define GELU_TANH_SCALE 1.59576912160573071176 /* 2 sqrt(2 / pi) */
+#define GELU_TANH_CUBE  0.044715
+
 /* Made of the above, for both types. */
 #define CUMOE_ELEMENTARY_DEFINE(REAL, SUFFIX)                                                                      \
     CUMOE_ELEMENTARY_FN REAL sigmoid_##SUFFIX(REAL x)                                                              \
@@ -115,6 +119,19 @@ CUMOE_ELEMENTARY_FN double normal_cdf_f64(double z)
     CUMOE_ELEMENTARY_FN REAL normal_density_##SUFFIX(REAL z)                                                       \
     {                                                                                                              \
         return (REAL)0.39894228040143267794 * gauss_##SUFFIX(z);                                                   \
+    }                                                                                                              \
+    CUMOE_ELEMENTARY_FN REAL clamp_##SUFFIX(REAL x, REAL low, REAL high)                                           \
+    {                                                                                                              \
+        return x < low ? low : x > high ? high : x; /* NaN stays */                                                \
+    }                                                                                                              \
+    CUMOE_ELEMENTARY_FN REAL relu_##SUFFIX(REAL x)                                                                 \
+    {                                                                                                              \
+        return x < 0 ? 0 : x;                                                                                      \
+    }                                                                                                              \
+    CUMOE_ELEMENTARY_FN REAL gelu_tanh_share_##SUFFIX(REAL x)                                                      \
+    {                                                                                                              \
+        const REAL z = clamp_##SUFFIX(x, -40, 40); /* 0 and 1 long since; z^3 stays finite */                      \
+        return sigmoid_##SUFFIX((REAL)GELU_TANH_SCALE * (z + (REAL)GELU_TANH_CUBE * z * z * z));                   \
     }
 
 CUMOE_ELEMENTARY_DEFINE(float, f32)

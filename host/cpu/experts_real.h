@@ -1,91 +1,239 @@
-/* Activations of experts.c, in REAL: epilogues of the grouped products. */
+/* Activations and biases of experts.c, in REAL: epilogues of the grouped products. A row of a block is widened to
+ * COLUMNS, zeros behind its end, so that every loop has a constant length. */
 
-/* hidden = act(z) for one row of a block of columns. */
-CUMOE_CPU_CLONES static void FN(relu_row)(const REAL *up, REAL *hidden, int64_t n)
+/* hidden = act(z), and its derivatives by up and by glu; who has no use for them lets the compiler drop them. The
+ * formulas are those of cumoe_activation_t; a NaN comes through. */
+static inline __attribute__((always_inline)) void FN(act)(const cumoe_config_t *c, const REAL *restrict up,
+                                                          const REAL *restrict glu, REAL *restrict hidden,
+                                                          REAL *restrict by_up, REAL *restrict by_glu)
 {
-    for (int64_t i = 0; i < n; i++) hidden[i] = up[i] > 0 ? up[i] : up[i] != up[i] ? up[i] : 0;
+    const REAL limit = c->swiglu_limit, alpha = c->swiglu_alpha;
+    switch (c->activation) {
+    case CUMOE_ACTIVATION_RELU:
+        for (int i = 0; i < COLUMNS; i++) {
+            hidden[i] = FN(relu)(up[i]);
+            by_up[i] = up[i] > 0 ? 1 : hidden[i];
+        }
+        break;
+    case CUMOE_ACTIVATION_RELU2:
+        for (int i = 0; i < COLUMNS; i++) {
+            const REAL relu = FN(relu)(up[i]);
+            hidden[i] = relu * relu;
+            by_up[i] = 2 * relu;
+        }
+        break;
+    case CUMOE_ACTIVATION_GELU:
+        for (int i = 0; i < COLUMNS; i++) {
+            const REAL share = FN(normal_cdf)(up[i]);
+            hidden[i] = up[i] * share;
+            by_up[i] = share + up[i] * FN(normal_density)(up[i]);
+        }
+        break;
+    case CUMOE_ACTIVATION_GELU_TANH:
+        for (int i = 0; i < COLUMNS; i++) {
+            const REAL share = FN(gelu_tanh_share)(up[i]), z = FN(clamp)(up[i], -40, 40);
+            hidden[i] = up[i] * share;
+            by_up[i] =
+                share + z * share * (1 - share) * (REAL)GELU_TANH_SCALE * (1 + 3 * (REAL)GELU_TANH_CUBE * z * z);
+        }
+        break;
+    case CUMOE_ACTIVATION_SILU:
+        for (int i = 0; i < COLUMNS; i++) {
+            const REAL s = FN(sigmoid)(up[i]);
+            hidden[i] = up[i] * s;
+            by_up[i] = s + up[i] * s * (1 - s);
+        }
+        break;
+    case CUMOE_ACTIVATION_SWIGLU:
+        for (int i = 0; i < COLUMNS; i++) {
+            const REAL s = FN(sigmoid)(glu[i]), silu = glu[i] * s;
+            hidden[i] = silu * up[i];
+            by_up[i] = silu;
+            by_glu[i] = up[i] * (s + silu * (1 - s));
+        }
+        break;
+    case CUMOE_ACTIVATION_GEGLU:
+        for (int i = 0; i < COLUMNS; i++) {
+            const REAL share = FN(normal_cdf)(glu[i]), gelu = glu[i] * share;
+            hidden[i] = gelu * up[i];
+            by_up[i] = gelu;
+            by_glu[i] = up[i] * (share + glu[i] * FN(normal_density)(glu[i]));
+        }
+        break;
+    case CUMOE_ACTIVATION_SWIGLU_CLAMPED:
+        for (int i = 0; i < COLUMNS; i++) {
+            const REAL g = FN(clamp)(glu[i], -(REAL)INFINITY, limit), u = FN(clamp)(up[i], -limit, limit);
+            const REAL s = FN(sigmoid)(alpha * g), swish = g * s;
+            hidden[i] = swish * (u + 1);
+            by_up[i] = up[i] > limit || up[i] < -limit ? 0 : swish;
+            by_glu[i] = glu[i] > limit ? 0 : (u + 1) * (s + alpha * swish * (1 - s));
+        }
+        break;
+    case CUMOE_ACTIVATION_IDENTITY:
+        for (int i = 0; i < COLUMNS; i++) {
+            hidden[i] = up[i];
+            by_up[i] = 1;
+        }
+        break;
+    }
 }
 
-CUMOE_CPU_CLONES static void FN(swiglu_row)(const REAL *restrict up, const REAL *restrict glu,
-                                            REAL *restrict hidden, int64_t n)
+/* The part of a bias [E, 1, width] that a block needs; zeros without one. */
+static void FN(load_bias)(cumoe_matrix_t bias, const cumoe_cpu_block_t *b, REAL to[COLUMNS])
 {
-    for (int64_t i = 0; i < n; i++) hidden[i] = glu[i] * FN(sigmoid)(glu[i]) * up[i];
+    for (int i = 0; i < COLUMNS; i++) to[i] = 0;
+    for (int64_t i = 0; bias.data && i < b->cols; i++)
+        FN(load)(bias.data, bias.dtype, b->group * bias.expert_stride + (b->col + i) * bias.col_stride, 1, to + i);
 }
 
-static void FN(activate)(const void *context, int64_t group, int64_t row, int64_t rows, int64_t col, int64_t cols)
+/* sums += bias */
+CUMOE_CPU_CLONES static void FN(add_bias)(cumoe_matrix_t bias, const cumoe_cpu_block_t *b, int part)
+{
+    REAL value[COLUMNS];
+    if (!bias.data) return;
+    FN(load_bias)(bias, b, value);
+    for (int64_t r = 0; r < b->rows; r++) {
+        REAL *sum = (REAL *)b->sum[part] + r * b->sum_stride;
+        for (int64_t i = 0; i < b->cols; i++) sum[i] += value[i];
+    }
+}
+
+/* z in the sums, hidden = act(z as it will be stored). cols is a constant for whole blocks. */
+static inline __attribute__((always_inline)) void FN(activate_row)(const epilogue_t *e, const cumoe_cpu_block_t *b,
+                                                                   int64_t r, const int64_t cols)
+{
+    const cumoe_config_t *c = e->config;
+    REAL *sum = (REAL *)b->sum[0] + r * b->sum_stride;
+    REAL up[COLUMNS] = {0}, glu[COLUMNS] = {0}, hidden[COLUMNS], by_up[COLUMNS], by_glu[COLUMNS];
+    for (int64_t i = 0; i < cols; i++) up[i] = sum[i];
+    FN(round)(up, COLUMNS, c->dtype);
+    if (cumoe__is_glu(c->activation)) {
+        const REAL *half = (const REAL *)b->sum[1] + r * b->sum_stride;
+        for (int64_t i = 0; i < cols; i++) glu[i] = half[i];
+        FN(round)(glu, COLUMNS, c->dtype);
+    }
+    FN(act)(c, up, glu, hidden, by_up, by_glu);
+    if (e->hidden == e->z)
+        for (int64_t i = 0; i < cols; i++) sum[i] = hidden[i];
+    else
+        FN(store)(hidden, cols, c->dtype, e->hidden, (b->row + r) * e->I + b->col);
+}
+
+CUMOE_CPU_CLONES static void FN(activate_block)(const epilogue_t *e, const cumoe_cpu_block_t *b)
+{
+    if (b->cols == COLUMNS)
+        for (int64_t r = 0; r < b->rows; r++) FN(activate_row)(e, b, r, COLUMNS);
+    else
+        for (int64_t r = 0; r < b->rows; r++) FN(activate_row)(e, b, r, b->cols);
+}
+
+static void FN(up_epilogue)(const void *context, const cumoe_cpu_block_t *b)
 {
     const epilogue_t *e = context;
-    (void)group;
-    for (int64_t r = row; r < row + rows; r++) {
-        const REAL *up = (const REAL *)e->z + r * e->z_width + col;
-        REAL *hidden = (REAL *)e->hidden + r * e->I + col;
-        if (e->activation == CUMOE_ACTIVATION_SWIGLU)
-            FN(swiglu_row)(up, up + e->I, hidden, cols);
-        else
-            FN(relu_row)(up, hidden, cols);
-    }
+    FN(add_bias)(e->bias[0], b, 0);
+    FN(add_bias)(e->bias[1], b, 1);
+    if (e->hidden) FN(activate_block)(e, b);
 }
 
-/* One row of a block: d = dy w_down comes in through dup; out go dz = g d act'(z), scaled = g act(z), and
- * <d, act(z)>, added pairwise over the 32 columns of a block: an order that is fixed. */
-CUMOE_CPU_CLONES static REAL FN(relu_backward_row)(const REAL *restrict up, REAL g, REAL *restrict dup,
-                                                   REAL *restrict scaled, int64_t n)
+static void FN(down_epilogue)(const void *context, const cumoe_cpu_block_t *b)
 {
-    REAL product[CUMOE_CPU_GEMM_COLUMNS] = {0};
-    for (int64_t i = 0; i < n; i++) {
-        const REAL hidden = up[i] > 0 ? up[i] : up[i] != up[i] ? up[i] : 0;
-        product[i] = dup[i] * hidden;
-        scaled[i] = g * hidden;
-        dup[i] = up[i] > 0 ? g * dup[i] : up[i] != up[i] ? up[i] : 0;
-    }
-    for (int half = CUMOE_CPU_GEMM_COLUMNS / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) product[i] += product[i + half];
-    return product[0];
+    FN(add_bias)(((const epilogue_t *)context)->bias[0], b, 0);
 }
 
-CUMOE_CPU_CLONES static REAL FN(swiglu_backward_row)(const REAL *restrict up, const REAL *restrict glu, REAL g,
-                                                     REAL *restrict dup, REAL *restrict dglu, REAL *restrict scaled,
-                                                     int64_t n)
+/* The sums are d = dy w_down; in their place comes dz = g d act'(z), its glu half goes to dz. scaled = g hidden,
+ * for dw_down; partial = <d, hidden> over the columns of the block, added pairwise: an order that is fixed. A slope
+ * of 0 lets nothing through, not even an infinite d. */
+static inline __attribute__((always_inline)) void
+FN(activate_backward_row)(const epilogue_t *e, const cumoe_cpu_block_t *b, int64_t r, const int64_t cols)
 {
-    REAL product[CUMOE_CPU_GEMM_COLUMNS] = {0};
-    for (int64_t i = 0; i < n; i++) {
-        const REAL s = FN(sigmoid)(glu[i]), silu = glu[i] * s, d = dup[i];
-        product[i] = d * (silu * up[i]);
-        scaled[i] = g * (silu * up[i]);
-        dup[i] = g * d * silu;
-        dglu[i] = g * d * up[i] * (s + silu * (1 - s));
+    const cumoe_config_t *c = e->config;
+    const bool glu = cumoe__is_glu(c->activation);
+    const int64_t row = b->row + r, at = row * e->z_width + b->col;
+    const REAL g = ((const REAL *)e->weight)[e->row_slot[row]];
+    REAL *sum = (REAL *)b->sum[0] + r * b->sum_stride;
+    REAL d[COLUMNS] = {0}, up[COLUMNS] = {0}, half[COLUMNS] = {0}, by_glu[COLUMNS] = {0};
+    REAL hidden[COLUMNS], by_up[COLUMNS], product[COLUMNS];
+    for (int64_t i = 0; i < cols; i++) d[i] = sum[i];
+    FN(load)(e->z, c->dtype, at, cols, up);
+    if (glu) FN(load)(e->z, c->dtype, at + e->I, cols, half);
+
+    FN(act)(c, up, half, hidden, by_up, by_glu);
+    FN(round)(hidden, COLUMNS, c->dtype);
+    for (int i = 0; i < COLUMNS; i++) {
+        product[i] = d[i] * hidden[i];
+        hidden[i] *= g;
+        d[i] *= g;
+        by_up[i] = by_up[i] == 0 ? 0 : d[i] * by_up[i];
+        by_glu[i] = by_glu[i] == 0 ? 0 : d[i] * by_glu[i];
     }
-    for (int half = CUMOE_CPU_GEMM_COLUMNS / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) product[i] += product[i + half];
-    return product[0];
+    for (int64_t i = 0; i < cols; i++) sum[i] = by_up[i];
+    if (glu) FN(store)(by_glu, cols, c->dtype, e->dz, at + e->I);
+    FN(store)(hidden, cols, c->dtype, e->scaled, row * e->I + b->col);
+    for (int span = COLUMNS / 2; span > 0; span /= 2)
+        for (int i = 0; i < span; i++) product[i] += product[i + span];
+    ((REAL *)e->partial)[row * e->panels + b->col / COLUMNS] = product[0];
 }
 
-static void FN(activate_backward)(const void *context, int64_t group, int64_t row, int64_t rows, int64_t col,
-                                  int64_t cols)
+CUMOE_CPU_CLONES static void FN(activate_backward_block)(const epilogue_t *e, const cumoe_cpu_block_t *b)
 {
-    const epilogue_t *e = context;
-    (void)group;
-    for (int64_t r = row; r < row + rows; r++) {
-        const REAL *up = (const REAL *)e->z + r * e->z_width + col;
-        const REAL g = ((const REAL *)e->weight)[e->row_slot[r]];
-        REAL *dup = (REAL *)e->dz + r * e->z_width + col;
-        REAL *scaled = (REAL *)e->scaled + r * e->I + col;
-        REAL *partial = (REAL *)e->partial + r * e->panels + col / CUMOE_CPU_GEMM_COLUMNS;
-        *partial = e->activation == CUMOE_ACTIVATION_SWIGLU
-                       ? FN(swiglu_backward_row)(up, up + e->I, g, dup, dup + e->I, scaled, cols)
-                       : FN(relu_backward_row)(up, g, dup, scaled, cols);
-    }
+    if (b->cols == COLUMNS)
+        for (int64_t r = 0; r < b->rows; r++) FN(activate_backward_row)(e, b, r, COLUMNS);
+    else
+        for (int64_t r = 0; r < b->rows; r++) FN(activate_backward_row)(e, b, r, b->cols);
 }
 
-/* dweight of a slot: the parts of its row, in the order of columns; 0 without a row. */
+static void FN(down_backward_epilogue)(const void *context, const cumoe_cpu_block_t *b)
+{
+    FN(activate_backward_block)(context, b);
+}
+
+/* <dy of a token, b_down of its expert>: sixteen interleaved sums in a fixed order. */
+CUMOE_CPU_CLONES static REAL FN(bias_product)(const void *dy, cumoe_dtype_t dtype, int64_t at, cumoe_matrix_t bias,
+                                              int64_t expert, int64_t H)
+{
+    REAL lane[16] = {0}, total = 0;
+    for (int64_t h = 0; h < H; h += 16) {
+        REAL a[16] = {0}, b[16] = {0};
+        const int64_t n = H - h < 16 ? H - h : 16;
+        FN(load)(dy, dtype, at + h, n, a);
+        FN(load)(bias.data, bias.dtype, expert * bias.expert_stride + h, n, b);
+        for (int i = 0; i < 16; i++) lane[i] += a[i] * b[i];
+    }
+    for (int i = 0; i < 16; i++) total += lane[i];
+    return total;
+}
+
+/* dweight of a slot: the parts of its row, in the order of columns, and the share of the bias; 0 without a row. */
 static void FN(write_dweight)(const cumoe_config_t *c, const cumoe_down_backward_args_t *args, const epilogue_t *e)
 {
+    const cumoe_matrix_t bias = cumoe__bias_down(args->weights, c);
     REAL *dweight = args->dweight;
 #pragma omp parallel for schedule(static) num_threads(c->max_threads)
     for (int64_t slot = 0; slot < args->num_tokens * c->top_k; slot++) {
         const int64_t row = args->rows.slot_row[slot];
         REAL sum = 0;
         for (int64_t p = 0; row >= 0 && p < e->panels; p++) sum += ((const REAL *)e->partial)[row * e->panels + p];
+        if (row >= 0 && bias.data)
+            sum += FN(bias_product)(args->dy, c->dtype, args->rows.row_token[row] * args->dy_stride, bias,
+                                    expert_of_row(&args->rows, c->num_experts, row), c->hidden_size);
         dweight[slot] = sum;
     }
+}
+
+/* Columns first .. first + cols - 1 of one expert's bias gradient: the sum over its rows, in their order. */
+CUMOE_CPU_CLONES static void FN(sum_columns)(const bias_sum_t *s, int64_t expert, int64_t first, int64_t cols)
+{
+    REAL sum[BIAS_COLUMNS] = {0}, value[BIAS_COLUMNS] = {0};
+    const cumoe_matrix_t m = s->gradient;
+    const int64_t to = expert * m.expert_stride + first * m.col_stride;
+    const int32_t begin = s->rows->offset[expert], end = s->rows->offset[expert + 1];
+    if (s->mode == CUMOE_GRADIENT_ADD)
+        for (int64_t i = 0; i < cols; i++) FN(load)(m.data, m.dtype, to + i * m.col_stride, 1, sum + i);
+    for (int64_t row = begin; row < end; row++) {
+        const int64_t from = s->of_tokens ? s->rows->row_token[row] : row;
+        const REAL g = s->weight ? ((const REAL *)s->weight)[s->rows->row_slot[row]] : 1;
+        FN(load)(s->data, s->dtype, from * s->stride + first, cols, value);
+        for (int i = 0; i < BIAS_COLUMNS; i++) sum[i] += g * value[i];
+    }
+    for (int64_t i = 0; i < cols; i++) FN(store)(sum + i, 1, m.dtype, m.data, to + i * m.col_stride);
 }

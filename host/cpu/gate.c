@@ -1,6 +1,7 @@
 /* The gate: logits, noise, choice, weights, and the sums and losses that balance the experts. */
 #include "host/cpu/gate.h"
 #include "host/cpu/elementary.h"
+#include "host/cpu/float16.h"
 #include "host/philox.h"
 
 #include <omp.h>
@@ -12,12 +13,16 @@ enum { COUNT_NAN_LOGITS, COUNT_NAN_TOKENS, COUNT_BAD_INDICES, COUNTERS = 8 /* a 
 #define FN(x) x##_f32
 #include "host/cpu/gate_row_real.h"
 
+#include "host/cpu/rows_real.h"
+
 #include "host/cpu/gate_real.h"
 #undef REAL
 #undef FN
 #define REAL  double
 #define FN(x) x##_f64
 #include "host/cpu/gate_row_real.h"
+
+#include "host/cpu/rows_real.h"
 
 #include "host/cpu/gate_real.h"
 #undef REAL
@@ -91,13 +96,15 @@ void cumoe__cpu_gate_logits(const cumoe_context_t *context, const cumoe_weights_
         .n = E,
         .k = H,
         .parts = noise ? 2 : 1,
-        .a = {.data = (const char *)x + (size_t)(first * x_stride) * cumoe__dtype_size(c->dtype),
-              .dtype = c->dtype,
-              .line_stride = x_stride,
-              .depth_stride = 1},
+        .terms = 1,
+        .a = {{.data = (const char *)x + (size_t)(first * x_stride) * cumoe__dtype_size(c->dtype),
+               .dtype = c->dtype,
+               .line_stride = x_stride,
+               .depth_stride = 1}},
         .b = {{.data = weights->w_gate, .dtype = weights->gate_dtype, .line_stride = H, .depth_stride = 1},
               {.data = weights->w_noise, .dtype = weights->gate_dtype, .line_stride = H, .depth_stride = 1}},
         .c = {scratch->logits, (char *)scratch->logits + (size_t)E * real},
+        .c_dtype = cumoe__gate_dtype(c),
         .c_row_stride = cumoe__cpu_gate_columns(c),
         .c_col_stride = 1,
     };

@@ -54,9 +54,11 @@ static void input_gradient(const cumoe_context_t *context, const cumoe_gate_back
             .n = H,
             .k = c->num_experts,
             .parts = 1,
-            .a = dlogits_factor(c, scratch, half, false),
+            .terms = 1,
+            .a = {dlogits_factor(c, scratch, half, false)},
             .b = {{.data = weights[half], .dtype = args->weights->gate_dtype, .line_stride = 1, .depth_stride = H}},
             .c = {dx},
+            .c_dtype = cumoe__gate_dtype(c),
             .c_row_stride = H,
             .c_col_stride = 1,
             .add = half > 0};
@@ -89,17 +91,19 @@ static void weight_gradients(const cumoe_context_t *context, const cumoe_gate_ba
             .n = H,
             .k = counted,
             .parts = 1,
-            .a = dlogits_factor(c, scratch, half, true),
+            .terms = 1,
+            .a = {dlogits_factor(c, scratch, half, true)},
             .b = {{.data = (const char *)args->x + skip,
                    .dtype = c->dtype,
                    .line_stride = 1,
                    .depth_stride = args->x_stride}},
             .c = {gradients[half]},
+            .c_dtype = args->gradients->gate_dtype,
             .c_row_stride = H,
             .c_col_stride = 1,
             .add = first > 0 || args->gradient_mode == CUMOE_GRADIENT_ADD,
         };
-        if (counted < tokens) gemm.a.depth_index = gemm.b[0].depth_index = scratch->counted;
+        if (counted < tokens) gemm.a[0].depth_index = gemm.b[0].depth_index = scratch->counted;
         cumoe__cpu_gemm(&gemm, c->max_threads, scratch->gemm);
     }
 }

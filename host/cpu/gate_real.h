@@ -122,7 +122,9 @@ static void FN(external_token)(const cumoe_config_t *c, const cumoe_gate_args_t 
         const bool routed = e >= 0 && e < c->num_experts;
         counters[COUNT_BAD_INDICES] += e < -1 || e > c->num_experts;
         args->routing.expert[slot] = routed ? (int32_t)e : -1;
-        ((REAL *)args->routing.weight)[slot] = routed ? ((const REAL *)args->index_weight)[slot] : 0;
+        REAL weight = 0;
+        if (routed) FN(load)(args->index_weight, args->index_weight_dtype, slot, 1, &weight);
+        ((REAL *)args->routing.weight)[slot] = weight;
     }
 }
 

@@ -6,165 +6,32 @@
  *
  * The packed panel (64 KiB) stays in the second-level cache while the packed rows of A stream past it, 2 bytes a
  * cycle, which any cache delivers. So a block has many rows: every block packs the panels of B anew. Nothing is
- * shared between threads but the task counter. */
+ * shared between threads but the task counter.
+ *
+ * Where C has 16 bits, the sums stand aside in F32 until they are complete: for one panel if the depth is one
+ * block, else for STAGE_COLUMNS of them, after which the rows of A are packed again. */
 #include "host/cpu/gemm.h"
+#include "host/cpu/cpu.h"
+#include "host/cpu/float16.h"
+#include "host/cpu/gemm_tile.h"
 
 #include <omp.h>
 #include <stdatomic.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 enum {
-    PANEL = CUMOE_CPU_GEMM_COLUMNS,
     BLOCK_ROWS = 588,         /* a multiple of every MR */
     BLOCK_DEPTH_BYTES = 2560, /* of a packed line */
-    SCRATCH = (BLOCK_ROWS + PANEL) * BLOCK_DEPTH_BYTES,
-    COPY_DEPTHS = 8,                   /* depths that a copying pack takes along at a time */
-    COPY_AHEAD = 16,                   /* depths ahead that it asks for */
-    TRANSPOSE_AHEAD = 2,               /* cache lines ahead that a transposing pack asks for */
+    STAGE_COLUMNS = 512,      /* of both parts together */
+    SCRATCH = (BLOCK_ROWS + PANEL) * BLOCK_DEPTH_BYTES + BLOCK_ROWS * STAGE_COLUMNS * (int)sizeof(float),
     TASKS_PER_THREAD = 8,              /* that many, if columns allow, so that threads end together */
     SERIAL_MULTIPLY_ADDS = 256 * 1024, /* below, waking threads costs more than it brings */
 };
 
-static inline int64_t min64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-static inline int64_t max64(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
-static inline int64_t ceil_div(int64_t a, int64_t b)
-{
-    return (a + b - 1) / b;
-}
-
-typedef enum pack_form {
-    FORM_TRANSPOSE, /* lines contiguous along the depth */
-    FORM_COPY,      /* neighbouring lines contiguous at every depth */
-    FORM_STRIDED,   /* anything else, element by element */
-} pack_form_t;
-
-typedef struct pack {
-    const cumoe_cpu_factor_t *factor;
-    pack_form_t form;
-    int64_t group;
-    int64_t line, lines;   /* before line_index */
-    int64_t depth, depths; /* before depth_index */
-    void *to;              /* [strips][depths, width] */
-} pack_t;
-
-typedef struct block {
-    const void *a;                  /* packed */
-    const void *b;                  /* packed */
-    void *c;                        /* [rows, cols] */
-    int64_t rows, cols, depth;      /* cols <= PANEL */
-    int64_t row_stride, col_stride; /* of c */
-    bool accumulate;
-} block_t;
-
-/* What an instruction set offers for a type. */
-typedef struct kernel {
-    int64_t element; /* bytes */
-    int64_t mr;
-    void (*pack_a)(const pack_t *);
-    void (*pack_b)(const pack_t *);
-    void (*block)(const block_t *);
-} kernel_t;
-
-/* The multiply-add is spelled out: whether it is fused may not hang on how hard the compiler optimises. */
-#if defined(__FMA__)
-#define PORTABLE_FMA_F32(a, b, c) _mm_fmadd_ps(a, b, c)
-#define PORTABLE_FMA_F64(a, b, c) _mm_fmadd_pd(a, b, c)
-#elif defined(__aarch64__)
-#define PORTABLE_FMA_F32(a, b, c) vfmaq_f32(c, a, b)
-#define PORTABLE_FMA_F64(a, b, c) vfmaq_f64(c, a, b)
-#else
-#define PORTABLE_FMA_F32(a, b, c) ((a) * (b) + (c))
-#define PORTABLE_FMA_F64(a, b, c) ((a) * (b) + (c))
-#endif
-
-#define SCALAR       float
-#define VECTOR_BYTES 16
-#define FMA          PORTABLE_FMA_F32
-#define MR           4
-#define NAME(x)      x##_f32_portable
-#define TARGET
-#include "host/cpu/gemm_kernel.h"
-
-#define SCALAR       double
-#define VECTOR_BYTES 16
-#define FMA          PORTABLE_FMA_F64
-#define MR           4
-#define NAME(x)      x##_f64_portable
-#define TARGET
-#include "host/cpu/gemm_kernel.h"
-
-#ifdef __x86_64__
-#define SCALAR       float
-#define VECTOR_BYTES 32
-#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#define MR           6
-#define NAME(x)      x##_f32_avx2
-#define TARGET       __attribute__((target("avx2,fma")))
-#include "host/cpu/gemm_kernel.h"
-
-#define SCALAR       double
-#define VECTOR_BYTES 32
-#define FMA(a, b, c) _mm256_fmadd_pd(a, b, c)
-#define MR           6
-#define NAME(x)      x##_f64_avx2
-#define TARGET       __attribute__((target("avx2,fma")))
-#include "host/cpu/gemm_kernel.h"
-
-#define SCALAR       float
-#define VECTOR_BYTES 64
-#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define MR           14
-#define NAME(x)      x##_f32_avx512
-#define TARGET       __attribute__((target("avx512f,fma")))
-#include "host/cpu/gemm_kernel.h"
-
-#define SCALAR       double
-#define VECTOR_BYTES 64
-#define FMA(a, b, c) _mm512_fmadd_pd(a, b, c)
-#define MR           14
-#define NAME(x)      x##_f64_avx512
-#define TARGET       __attribute__((target("avx512f,fma")))
-#include "host/cpu/gemm_kernel.h"
-#endif
-
-/* NULL where the machine lacks the instructions. */
-static const kernel_t *find_kernel(cumoe_cpu_isa_t isa, bool f64)
-{
-    switch (isa) {
-    case CUMOE_CPU_ISA_PORTABLE:
-        return f64 ? &kernel_f64_portable : &kernel_f32_portable;
-#ifdef __x86_64__
-    case CUMOE_CPU_ISA_AVX2:
-        if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return NULL;
-        return f64 ? &kernel_f64_avx2 : &kernel_f32_avx2;
-    case CUMOE_CPU_ISA_AVX512:
-        if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("fma")) return NULL;
-        return f64 ? &kernel_f64_avx512 : &kernel_f32_avx512;
-#endif
-    default:
-        return NULL;
-    }
-}
-
 static cumoe_cpu_isa_t best_isa(void)
 {
-    if (find_kernel(CUMOE_CPU_ISA_AVX512, false)) return CUMOE_CPU_ISA_AVX512;
-    if (find_kernel(CUMOE_CPU_ISA_AVX2, false)) return CUMOE_CPU_ISA_AVX2;
+    if (cumoe__cpu_gemm_kernel(CUMOE_CPU_ISA_AVX512, false)) return CUMOE_CPU_ISA_AVX512;
+    if (cumoe__cpu_gemm_kernel(CUMOE_CPU_ISA_AVX2, false)) return CUMOE_CPU_ISA_AVX2;
     return CUMOE_CPU_ISA_PORTABLE;
 }
 
@@ -178,7 +45,8 @@ const char *cumoe__cpu_gemm_isa(void)
 typedef struct plan {
     const cumoe_cpu_gemm_t *gemm;
     const kernel_t *kernel;
-    pack_form_t form_a, form_b[2];
+    pack_form_t form_a[2], form_b[2];
+    bool staged;        /* C has 16 bits: sums stand aside until they are complete */
     int64_t panels;     /* of all columns */
     int64_t col_ranges; /* panels are cut into so many tasks */
     int64_t block_depth;
@@ -247,53 +115,161 @@ static pack_form_t choose_form(const cumoe_cpu_factor_t *f)
     return FORM_STRIDED;
 }
 
-/* One block of the depth; the last one finishes C. */
-static void run_depth(const plan_t *plan, const task_t *task, bool first, bool last, void *scratch)
+/* Which of the kernel's packing functions a factor needs. */
+static int source_of(const cumoe_cpu_factor_t *factor)
+{
+    return factor->dtype == CUMOE_BF16 ? 1 : factor->dtype == CUMOE_F16 ? 2 : 0;
+}
+
+/* Between sums [rows, cols] and C of 16 bits. */
+CUMOE_CPU_CLONES static void widen_block(const uint16_t *from, int64_t row_stride, int64_t col_stride, bool bf16,
+                                         int64_t rows, int64_t cols, float *to, int64_t to_stride)
+{
+    for (int64_t i = 0; i < rows; i++) {
+        const uint16_t *row = from + i * row_stride;
+        for (int64_t j = 0; j < cols; j++) {
+            const uint16_t half = row[j * col_stride];
+            to[i * to_stride + j] = bf16 ? bf16_to_f32(half) : f16_to_f32(half);
+        }
+    }
+}
+
+CUMOE_CPU_CLONES static void narrow_block(const float *from, int64_t from_stride, bool bf16, int64_t rows,
+                                          int64_t cols, uint16_t *to, int64_t row_stride, int64_t col_stride)
+{
+    for (int64_t i = 0; i < rows; i++) {
+        const float *sum = from + i * from_stride;
+        uint16_t *row = to + i * row_stride, half[PANEL]; /* all of them: what is behind cols costs nothing */
+        if (bf16)
+            for (int j = 0; j < PANEL; j++) half[j] = f32_to_bf16(sum[j]);
+        else
+            for (int j = 0; j < PANEL; j++) half[j] = f32_to_f16(sum[j]);
+        if (cols == PANEL && col_stride == 1)
+            memcpy(row, half, sizeof half);
+        else
+            for (int64_t j = 0; j < cols; j++) row[j * col_stride] = half[j];
+    }
+}
+
+/* One panel of columns of a task. */
+typedef struct panel {
+    int64_t c; /* element of C where it begins */
+    cumoe_cpu_block_t block;
+} panel_t;
+
+/* stage [parts][rows, PANEL]: where its sums stand aside. */
+static panel_t panel_of(const plan_t *plan, const task_t *task, int64_t col, float *stage)
 {
     const cumoe_cpu_gemm_t *gemm = plan->gemm;
     const int64_t row = task->row + (gemm->ragged == CUMOE_CPU_RAGGED_ROWS ? gemm->offset[task->group] : 0);
-    void *packed_b = (char *)scratch + BLOCK_ROWS * BLOCK_DEPTH_BYTES;
-    pack_t pack = {.factor = &gemm->a,
-                   .form = plan->form_a,
-                   .group = task->group,
-                   .line = row,
-                   .lines = task->rows,
-                   .depth = task->depth,
-                   .depths = task->depths,
-                   .to = scratch};
-    plan->kernel->pack_a(&pack);
-    block_t block = {.a = scratch,
-                     .b = packed_b,
-                     .rows = task->rows,
-                     .depth = task->depths,
-                     .row_stride = gemm->c_row_stride,
-                     .col_stride = gemm->c_col_stride,
-                     .accumulate = !first || gemm->add};
-    pack.to = packed_b;
-    for (int64_t col = task->col; col < task->col_end; col += PANEL) {
-        const int64_t c = task->group * gemm->c_group_stride + row * gemm->c_row_stride + col * gemm->c_col_stride;
-        pack.line = col;
-        pack.lines = block.cols = min64(PANEL, task->col_end - col);
-        for (int part = 0; part < gemm->parts; part++) {
-            pack.factor = &gemm->b[part];
-            pack.form = plan->form_b[part];
-            plan->kernel->pack_b(&pack);
-            block.c = (char *)gemm->c[part] + plan->kernel->element * c;
-            plan->kernel->block(&block);
-        }
-        if (last && gemm->epilogue) gemm->epilogue(gemm->context, task->group, row, task->rows, col, block.cols);
+    panel_t p = {.c = task->group * gemm->c_group_stride + row * gemm->c_row_stride + col * gemm->c_col_stride,
+                 .block = {.group = task->group,
+                           .row = row,
+                           .rows = task->rows,
+                           .col = col,
+                           .cols = min64(PANEL, task->col_end - col),
+                           .sum_stride = plan->staged ? PANEL : gemm->c_row_stride}};
+    for (int part = 0; part < gemm->parts; part++)
+        p.block.sum[part] = plan->staged ? (void *)(stage + part * task->rows * PANEL)
+                                         : (char *)gemm->c[part] + plan->kernel->element * p.c;
+    return p;
+}
+
+/* The sums of a panel begin at the old C. */
+static void begin_panel(const plan_t *plan, const panel_t *p)
+{
+    const cumoe_cpu_gemm_t *gemm = plan->gemm;
+    for (int part = 0; plan->staged && gemm->add && part < gemm->parts; part++)
+        widen_block((const uint16_t *)gemm->c[part] + p->c, gemm->c_row_stride, gemm->c_col_stride,
+                    gemm->c_dtype == CUMOE_BF16, p->block.rows, p->block.cols, p->block.sum[part], PANEL);
+}
+
+static void finish_panel(const plan_t *plan, const panel_t *p)
+{
+    const cumoe_cpu_gemm_t *gemm = plan->gemm;
+    if (gemm->epilogue) gemm->epilogue(gemm->context, &p->block);
+    for (int part = 0; plan->staged && part < gemm->parts; part++)
+        narrow_block(p->block.sum[part], PANEL, gemm->c_dtype == CUMOE_BF16, p->block.rows, p->block.cols,
+                     (uint16_t *)gemm->c[part] + p->c, gemm->c_row_stride, gemm->c_col_stride);
+}
+
+/* A piece of the depth: of one term, at most block_depth long. */
+typedef struct piece {
+    int term;
+    int64_t depth, depths;
+    bool first, last;
+} piece_t;
+
+static void pack_rows(const plan_t *plan, const task_t *task, const piece_t *piece, void *to)
+{
+    const cumoe_cpu_factor_t *factor = &plan->gemm->a[piece->term];
+    const pack_t pack = {
+        .factor = factor,
+        .form = plan->form_a[piece->term],
+        .group = task->group,
+        .line = task->row + (plan->gemm->ragged == CUMOE_CPU_RAGGED_ROWS ? plan->gemm->offset[task->group] : 0),
+        .lines = task->rows,
+        .depth = piece->depth,
+        .depths = piece->depths,
+        .to = to};
+    plan->kernel->pack_a[source_of(factor)](&pack);
+}
+
+/* The packed rows times one panel, all parts. */
+static void run_panel(const plan_t *plan, const task_t *task, const piece_t *piece, const panel_t *p, const void *a,
+                      void *packed_b)
+{
+    const cumoe_cpu_gemm_t *gemm = plan->gemm;
+    if (piece->first) begin_panel(plan, p);
+    for (int part = 0; part < gemm->parts; part++) {
+        const int b = part + piece->term; /* one of them is 0 */
+        const pack_t pack = {.factor = &gemm->b[b],
+                             .form = plan->form_b[b],
+                             .group = task->group,
+                             .line = p->block.col,
+                             .lines = p->block.cols,
+                             .depth = piece->depth,
+                             .depths = piece->depths,
+                             .to = packed_b};
+        plan->kernel->pack_b[source_of(&gemm->b[b])](&pack);
+        const block_t block = {.a = a,
+                               .b = packed_b,
+                               .c = p->block.sum[part],
+                               .rows = task->rows,
+                               .cols = p->block.cols,
+                               .depth = piece->depths,
+                               .row_stride = p->block.sum_stride,
+                               .col_stride = plan->staged ? 1 : gemm->c_col_stride,
+                               .accumulate = !piece->first || gemm->add};
+        plan->kernel->block(&block);
     }
+    if (piece->last) finish_panel(plan, p);
 }
 
 static void run_task(const plan_t *plan, const task_t *task, void *scratch)
 {
-    const int64_t blocks = max64(1, ceil_div(task->depths, plan->block_depth));
-    for (int64_t i = 0; i < blocks; i++) {
-        const int64_t begin = i * task->depths / blocks, end = (i + 1) * task->depths / blocks;
-        task_t part = *task;
-        part.depth += begin;
-        part.depths = end - begin;
-        run_depth(plan, &part, i == 0, i == blocks - 1, scratch);
+    const cumoe_cpu_gemm_t *gemm = plan->gemm;
+    void *packed_b = (char *)scratch + BLOCK_ROWS * BLOCK_DEPTH_BYTES;
+    float *stage = (float *)((char *)packed_b + PANEL * BLOCK_DEPTH_BYTES);
+    const int64_t blocks = max64(1, ceil_div(task->depths, plan->block_depth)), pieces = blocks * gemm->terms;
+    const int64_t stretch = !plan->staged ? task->col_end - task->col
+                            : pieces > 1  ? STAGE_COLUMNS / gemm->parts
+                                          : PANEL; /* columns between two packings of A */
+    for (int64_t begin = task->col; begin < task->col_end; begin += stretch) {
+        const int64_t end = min64(begin + stretch, task->col_end);
+        for (int64_t i = 0; i < pieces; i++) {
+            const int64_t from = i % blocks * task->depths / blocks, to = (i % blocks + 1) * task->depths / blocks;
+            const piece_t piece = {.term = (int)(i / blocks),
+                                   .depth = task->depth + from,
+                                   .depths = to - from,
+                                   .first = i == 0,
+                                   .last = i == pieces - 1};
+            if (begin == task->col || pieces > 1) pack_rows(plan, task, &piece, scratch);
+            for (int64_t col = begin; col < end; col += PANEL) {
+                const panel_t p = panel_of(plan, task, col, stage + (col - begin) * gemm->parts * task->rows);
+                run_panel(plan, task, &piece, &p, scratch, packed_b);
+            }
+        }
     }
 }
 
@@ -305,7 +281,7 @@ size_t cumoe__cpu_gemm_workspace(int threads)
 /* Multiply-adds of all groups; double, since it is only an estimate and may be huge. */
 static double work(const cumoe_cpu_gemm_t *gemm)
 {
-    const double parts = (double)gemm->parts * (double)gemm->n;
+    const double parts = (double)(gemm->parts * gemm->terms) * (double)gemm->n;
     if (gemm->ragged == CUMOE_CPU_RAGGED_NONE)
         return parts * (double)gemm->groups * (double)gemm->m * (double)gemm->k;
     const double cut = (double)gemm->offset[gemm->groups] - (double)gemm->offset[0];
@@ -314,7 +290,7 @@ static double work(const cumoe_cpu_gemm_t *gemm)
 
 bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int threads, void *workspace)
 {
-    const kernel_t *kernel = find_kernel(isa, gemm->a.dtype == CUMOE_F64);
+    const kernel_t *kernel = cumoe__cpu_gemm_kernel(isa, gemm->c_dtype == CUMOE_F64);
     if (!kernel) return false;
 
     int64_t tasks = 0; /* of whole rows */
@@ -324,8 +300,9 @@ bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int
     const int64_t panels = ceil_div(gemm->n, PANEL);
     const plan_t plan = {.gemm = gemm,
                          .kernel = kernel,
-                         .form_a = choose_form(&gemm->a),
+                         .form_a = {choose_form(&gemm->a[0]), choose_form(&gemm->a[1])},
                          .form_b = {choose_form(&gemm->b[0]), choose_form(&gemm->b[1])},
+                         .staged = gemm->c_dtype == CUMOE_BF16 || gemm->c_dtype == CUMOE_F16,
                          .panels = panels,
                          .col_ranges =
                              threads == 1 ? 1 : min64(panels, ceil_div((int64_t)threads * TASKS_PER_THREAD, tasks)),

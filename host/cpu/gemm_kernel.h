@@ -1,4 +1,4 @@
-/* The micro-kernel, a template: gemm.c includes this once per type and instruction set, with
+/* The micro-kernel, a template: gemm_tile.c includes this once per type and instruction set, with
  *
  *   SCALAR        float or double
  *   VECTOR_BYTES  of a vector register
@@ -6,6 +6,7 @@
  *   MR            rows of a tile; its columns are NR, two vectors
  *   NAME(x)       x with the suffix of this instance
  *   TARGET        the attribute that lets the compiler use the instructions
+ *   WIDEN_F16(h)  float only: a vector of four f16, widened; the instance then takes 16-bit factors too
  *
  * A tile of MR x NR sums stays in registers over the whole depth: every step loads two vectors of B and broadcasts
  * MR elements of A. Tiles with fewer rows are the same code with a smaller constant, so that no tile computes rows
@@ -14,7 +15,35 @@
 #define LANES ((int)(VECTOR_BYTES / sizeof(SCALAR)))
 #define NR    (2 * LANES)
 
+typedef SCALAR NAME(quad) __attribute__((vector_size(4 * sizeof(SCALAR))));
+typedef SCALAR NAME(loose_quad)
+    __attribute__((vector_size(4 * sizeof(SCALAR)), aligned(sizeof(SCALAR)), may_alias));
+
+#define SOURCE        SCALAR
+#define WIDEN(x)      (x)
+#define WIDEN4(p)     (*(const NAME(loose_quad) *)(p))
+#define WIDEN_LOW(v)  (v)
+#define WIDEN_HIGH(v) (v)
+#define PACK(x)       NAME(x)
 #include "host/cpu/gemm_pack.h"
+
+#ifdef WIDEN_F16
+#define SOURCE        uint16_t
+#define WIDEN(x)      bf16_to_f32(x)
+#define WIDEN4(p)     ((NAME(quad))(__builtin_convertvector(*(const loose_halves_t *)(p), words_t) << 16))
+#define WIDEN_LOW(v)  ((NAME(quad))((words_t)(v) << 16))
+#define WIDEN_HIGH(v) ((NAME(quad))((words_t)(v)&0xffff0000))
+#define PACK(x)       NAME(x##_bf16)
+#include "host/cpu/gemm_pack.h"
+
+#define SOURCE        uint16_t
+#define WIDEN(x)      f16_to_f32(x)
+#define WIDEN4(p)     WIDEN_F16(*(const loose_halves_t *)(p))
+#define WIDEN_LOW(v)  WIDEN_F16(__builtin_convertvector((words_t)(v), halves_t))
+#define WIDEN_HIGH(v) WIDEN_F16(__builtin_convertvector((words_t)(v) >> 16, halves_t))
+#define PACK(x)       NAME(x##_f16)
+#include "host/cpu/gemm_pack.h"
+#endif
 
 typedef SCALAR NAME(vector) __attribute__((vector_size(VECTOR_BYTES)));
 typedef SCALAR NAME(loose_vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(SCALAR)), may_alias));
@@ -123,7 +152,18 @@ TARGET static void NAME(block)(const block_t *block)
     }
 }
 
-static const kernel_t NAME(kernel) = {sizeof(SCALAR), MR, NAME(pack_a), NAME(pack_b), NAME(block)};
+static const kernel_t NAME(kernel) = {
+    .element = sizeof(SCALAR),
+    .mr = MR,
+    .block = NAME(block),
+#ifdef WIDEN_F16
+    .pack_a = {NAME(pack_a), NAME(pack_a_bf16), NAME(pack_a_f16)},
+    .pack_b = {NAME(pack_b), NAME(pack_b_bf16), NAME(pack_b_f16)},
+#else
+    .pack_a = {NAME(pack_a)},
+    .pack_b = {NAME(pack_b)},
+#endif
+};
 
 #undef LANES
 #undef NR
@@ -133,3 +173,4 @@ static const kernel_t NAME(kernel) = {sizeof(SCALAR), MR, NAME(pack_a), NAME(pac
 #undef MR
 #undef NAME
 #undef TARGET
+#undef WIDEN_F16

@@ -1,6 +1,7 @@
 /* Initial values of weights: normals named by (seed, matrix, global expert, element), so that neither the layout
  * nor the number of ranks changes them. */
 #include "host/cpu/cpu.h"
+#include "host/cpu/float16.h"
 #include "host/philox.h"
 #include "host/weights_layout.h"
 
@@ -24,6 +25,16 @@ CUMOE_CPU_CLONES static void chunk_of_normals(uint64_t seed, uint32_t matrix, in
         for (int j = 0; j < 4; j++) normal[4 * q + j] = n[j][q];
 }
 
+static void write_value(void *data, cumoe_dtype_t dtype, int64_t at, double value)
+{
+    if (dtype == CUMOE_F64)
+        ((double *)data)[at] = value;
+    else if (dtype == CUMOE_F32)
+        ((float *)data)[at] = (float)value;
+    else
+        ((uint16_t *)data)[at] = dtype == CUMOE_BF16 ? f32_to_bf16((float)value) : f32_to_f16((float)value);
+}
+
 /* Elements first .. of one expert's matrix [rows, cols]. */
 static void fill_chunk(uint64_t seed, uint32_t matrix, cumoe_matrix_t m, int64_t expert, int64_t first,
                        int64_t elements, int64_t cols, double std)
@@ -32,11 +43,7 @@ static void fill_chunk(uint64_t seed, uint32_t matrix, cumoe_matrix_t m, int64_t
     if (std > 0) chunk_of_normals(seed, matrix, expert, (uint64_t)first, normal);
     for (int64_t i = first; i < first + CHUNK && i < elements; i++) {
         const int64_t at = expert * m.expert_stride + i / cols * m.row_stride + i % cols * m.col_stride;
-        const double value = std * (double)normal[i - first];
-        if (m.dtype == CUMOE_F64)
-            ((double *)m.data)[at] = value;
-        else
-            ((float *)m.data)[at] = (float)value;
+        write_value(m.data, m.dtype, at, std * (double)normal[i - first]);
     }
 }
 
@@ -61,8 +68,12 @@ cumoe_status_t cumoe__cpu_weights_init(const cumoe_context_t *context, uint64_t 
     fill(c, seed, MATRIX_GATE, gate, 1, H, gate_std);
     fill(c, seed, MATRIX_GATE, noise, 1, H, 0);
     fill(c, seed, MATRIX_UP, cumoe__matrix_up(w, c, false), I, H, 1 / sqrt((double)H));
-    if (cumoe__is_glu(c->activation))
+    fill(c, seed, MATRIX_UP, cumoe__bias_up(w, c, false), 1, I, 0);
+    if (cumoe__is_glu(c->activation)) {
         fill(c, seed, MATRIX_GLU, cumoe__matrix_up(w, c, true), I, H, 1 / sqrt((double)H));
+        fill(c, seed, MATRIX_GLU, cumoe__bias_up(w, c, true), 1, I, 0);
+    }
     fill(c, seed, MATRIX_DOWN, cumoe__matrix_down(w), H, I, 1 / sqrt((double)I));
+    fill(c, seed, MATRIX_DOWN, cumoe__bias_down(w, c), 1, H, 0);
     return CUMOE_SUCCESS;
 }

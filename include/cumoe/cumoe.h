@@ -5,12 +5,14 @@
  *   handle.h     a device, its memory, streams    config.h     what a layer computes
  *   weights.h    parameters and gradients         layer.h      forward and backward
  *   optimizer.h  a step over the parameters       stages.h     the second rung: single stages
+ *   cost.h       what a configuration costs
  *
  * handle (one device) -> layer (immutable, shared) -> calls (everything else in one struct, stream last).
  * A first program: examples/forward.c. */
 #ifndef CUMOE_H
 #define CUMOE_H
 
+#include <cumoe/cost.h>
 #include <cumoe/handle.h>
 #include <cumoe/layer.h>
 #include <cumoe/optimizer.h>

@@ -1,4 +1,18 @@
-/* One optimizer step over all parameters of a layer, in place on the device. */
+/* One optimizer step over all parameters of a layer, in place on the device.
+ *
+ * With g = gradient_scale * gradient, w a parameter, t the step, everything elementwise:
+ *
+ *   Adam      m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
+ *             w = w - learning_rate * (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + weight_decay w)
+ *   factored  for an expert's matrix [rows, cols] (App. D: no first moment, no v of full size):
+ *             r_i = beta2 r_i + (1 - beta2) mean over j of (g_ij^2 + 1e-30)
+ *             c_j = beta2 c_j + (1 - beta2) mean over i of (g_ij^2 + 1e-30)
+ *             v_ij = r_i c_j / mean(r)
+ *             w = w - learning_rate * (g / sqrt(v / (1 - beta2^t)) + weight_decay w)
+ *
+ * w_up and w_glu count as two matrices in every layout. Arithmetic is F32 (F64 with F64). The state holds, per
+ * value of an array: Adam 2 values, factored about none, and for 16-bit parameters one F32 master copy, which is
+ * what a step updates: the parameter is that copy, rounded. gate_bias has no gradient and is never touched. */
 #ifndef CUMOE_OPTIMIZER_H
 #define CUMOE_OPTIMIZER_H
 
@@ -9,38 +23,41 @@ extern "C" {
 #endif
 
 typedef enum cumoe_optimizer {
-    CUMOE_OPTIMIZER_ADAM = 0,         /* first and second moment per parameter */
-    CUMOE_OPTIMIZER_FACTORED_ADAM = 1 /* App. D: expert matrices keep row and column means of the squared gradient
-                                         and no first moment, V = r c / mean(r); everything else is Adam */
+    CUMOE_OPTIMIZER_ADAM = 0,         /* every parameter */
+    CUMOE_OPTIMIZER_FACTORED_ADAM = 1 /* w_up, w_glu and w_down factored; gates and biases by Adam */
 } cumoe_optimizer_t;
 
 /* Numbers of a step that may change between replays of a captured graph. */
 typedef struct cumoe_optimizer_call {
-    double learning_rate;
-    double gradient_scale; /* gradients are multiplied by it first; 0 = 1 */
-    int64_t step;          /* 1 for the first step: bias correction */
-    int64_t skip;          /* not 0: leave everything as it is (overflow of scaled gradients) */
+    double learning_rate;  /* finite, >= 0 */
+    double gradient_scale; /* finite, >= 0; 0 = 1 */
+    int64_t step;          /* t >= 1: 1 for the first step, which initialises the state */
+    int64_t skip;          /* not 0: leave everything as it is (overflow of scaled gradients); the next step has
+                              the same t */
 } cumoe_optimizer_call_t;
 
 typedef struct cumoe_optimizer_args {
     size_t struct_size; /* sizeof(cumoe_optimizer_args_t) */
     cumoe_optimizer_t optimizer;
     const cumoe_weights_t *weights;   /* in/out */
-    const cumoe_weights_t *gradients; /* in   a parameter whose gradient is NULL is left alone */
-    float beta1, beta2, epsilon;      /* 0 = 0.9, 0.999, 1e-8 (factored: no beta1 on expert matrices, epsilon
-                                         1e-30 inside the means) */
-    float weight_decay;               /* decoupled; 0 = none */
+    const cumoe_weights_t *gradients; /* in   an array whose gradient is NULL keeps its values */
+    float beta1, beta2;               /* 0 <= beta < 1; 0 = 0.9f and 0.999f */
+    float epsilon;                    /* >= 0; 0 = 1e-8 */
+    float weight_decay;               /* >= 0, decoupled */
     cumoe_optimizer_call_t values;
-    const cumoe_optimizer_call_t *call; /* in, device: replaces values; NULL = values */
-    void *state; /* in/out, the caller's; the step with step = 1 initialises it, whatever it holds. With 16-bit
-                    parameters it holds their F32 master copies as well */
+    const cumoe_optimizer_call_t *call; /* in, device: replaces values, not checked (a step below 1 counts as 1);
+                                           NULL = values; 8-byte aligned */
+    void *state;                        /* in/out, the caller's. The step with t = 1 writes all of it, whatever it
+                                           holds; it holds no pointers */
     size_t state_size;
 } cumoe_optimizer_args_t;
 
-/* The bytes of state that an optimizer needs for the layer and the types of its weights.
+/* The bytes of state that an optimizer needs for a layer and the types of its weights.
  *
- * CUMOE_INVALID_ARGUMENT    a pointer is NULL, optimizer unknown
- * CUMOE_UNSUPPORTED_CONFIG  not in this version
+ * weights     dtype and gate_dtype are looked at, pointers and strides are not
+ * state_size  out
+ *
+ * CUMOE_INVALID_ARGUMENT  a pointer is NULL, optimizer unknown, a type that weights of the layer cannot have
  *
  * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_optimizer_state_size(const cumoe_layer_t *layer,
@@ -50,9 +67,10 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_optimizer_state_size(const cumoe_
 
 /* Update the weights from the gradients.
  *
- * CUMOE_INVALID_ARGUMENT    a pointer is NULL or a number out of range
- * CUMOE_BUFFER_TOO_SMALL    state_size is below cumoe_optimizer_state_size()
- * CUMOE_UNSUPPORTED_CONFIG  not in this version
+ * CUMOE_INVALID_ARGUMENT  a pointer is NULL or misaligned, a number out of range, weights or gradients do not fit
+ *                         the layer
+ * CUMOE_BUFFER_TOO_SMALL  state_size is below cumoe_optimizer_state_size()
+ * CUMOE_CUDA_ERROR        a launch failed
  *
  * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, for distinct weights. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_optimizer_step(const cumoe_layer_t *layer,

@@ -7,8 +7,9 @@
  * The backward pass of combine is inside down_backward (dy is gathered by token; the experts' outputs are never
  * needed again), that of the gathering in permute_backward. A program with a gate of its own starts at permute;
  * tests and benchmarks call each stage alone. Buffers between stages are the caller's, in the shapes given.
- * Workspaces of stages are 64-byte aligned. These structs are also what a backend implements (host/backend.h): one
- * set, no translation.
+ * Workspaces of stages are 64-byte aligned. Every sum is taken in the gate type and rounded where it is stored in
+ * the token type; z is rounded before it is activated, so that it is the same whether kept or computed again. These
+ * structs are also what a backend implements (host/backend.h): one set, no translation.
  *
  * Every stage: enqueued on the stream. Statuses:
  *   CUMOE_INVALID_ARGUMENT  a required pointer is NULL or misaligned, a number out of range
@@ -104,7 +105,7 @@ typedef struct cumoe_permute_args {
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_permute(const cumoe_layer_t *layer, const cumoe_permute_args_t *args,
                                                        cumoe_stream_t stream);
 
-/* z = gather(x) w_up^T (+ b_up), then glu likewise;  hidden = act(z). */
+/* z = gather(x) w_up^T (+ b_up), then glu likewise;  hidden = act(z). IDENTITY: z = hidden = gather(x). */
 typedef struct cumoe_up_args {
     size_t struct_size;
     int64_t num_tokens;
@@ -113,7 +114,7 @@ typedef struct cumoe_up_args {
     const void *x;     /* in   [T, H] */
     int64_t x_stride;
     void *z;      /* out  [R, I], or [R, 2I] with up in columns 0..I-1 and glu behind; token type */
-    void *hidden; /* out  [R, I] token type; NULL = z only; may be z itself without glu */
+    void *hidden; /* out  [R, I] token type; NULL = z only; z itself = hidden only (without glu) */
     void *workspace;
     size_t workspace_size;
 } cumoe_up_args_t;
@@ -179,7 +180,7 @@ typedef struct cumoe_up_backward_args {
     const void *x;     /* in   [T, H] */
     int64_t x_stride;
     const void *dz;                   /* in   [R, I or 2I] */
-    void *drows;                      /* out  [R, H] token type; NULL = not wanted */
+    void *drows;                      /* out  [R, H] token type; NULL = not wanted; IDENTITY: may be dz itself */
     const cumoe_weights_t *gradients; /* out  w_up, w_glu, b_up, b_glu; or NULL */
     cumoe_gradient_mode_t gradient_mode;
     void *workspace;

@@ -5,6 +5,7 @@
  *   Mixtral, Qwen3    .w_up = gate_up_proj, .glu = CUMOE_GLU_FIRST
  *   gpt-oss           .w_up = gate_up_proj, .glu = CUMOE_GLU_INTERLEAVED,
  *                     .up_row_stride = 1, .up_col_stride = 2I, .down_row_stride = 1, .down_col_stride = H
+ * An array that the layer does not have is NULL: a bias beside expert_bias = 0 is refused, not ignored.
  * Forward and backward never write to weights; they write to what is passed as gradients. A NaN or infinity in the
  * weights of a gate makes that expert unusable and reaches dx. With expert parallelism w_up, w_glu, w_down and the
  * biases hold the rank's own experts; everything else is replicated. */
@@ -19,27 +20,28 @@ extern "C" {
 
 typedef struct cumoe_weights {
     size_t struct_size;  /* sizeof(cumoe_weights_t) */
-    cumoe_dtype_t dtype; /* of the expert matrices and biases; default config.dtype. Gradients: that or the gate
-                            type, F32 (F64 with F64) */
-    cumoe_dtype_t gate_dtype;  /* of w_gate, w_noise and the primary pair; default F32, F64 with F64 */
+    cumoe_dtype_t dtype; /* of the expert matrices and biases: config.dtype, the default. Gradients: that, or F32
+                            (F64 with F64). A gradient is summed in F32 and rounded once per call */
+    cumoe_dtype_t gate_dtype;  /* of w_gate, w_noise and the primary pair: the gate type, the default, which is F32
+                                  (F64 with F64), or config.dtype. Gradients: the gate type */
     cumoe_glu_placement_t glu; /* default SEPARATE */
 
     void *w_gate;          /* [E, H]  not EXTERNAL */
     void *w_noise;         /* [E, H]  NOISY_TOPK, HIERARCHICAL */
     void *w_gate_primary;  /* [G, H]  HIERARCHICAL */
     void *w_noise_primary; /* [G, H]  HIERARCHICAL */
-    void *thresholds;      /* [E]     BALANCED; gate type */
+    void *thresholds;      /* [E]     BALANCED; gate type whatever gate_dtype is */
     void *gate_bias;       /* [E]     SIGMOID_TOPK, selection only, has no gradient; gate type; NULL = 0 */
 
-    void *w_up;   /* [E, I, H], or [E, 2I, H] as glu says */
+    void *w_up;   /* [E, I, H], or [E, 2I, H] as glu says; not IDENTITY */
     void *w_glu;  /* [E, I, H]  gated linear units with SEPARATE; strides of w_up */
     void *w_down; /* [E, H, I] */
-    void *b_up;   /* [E, I], or [E, 2I] as glu says; expert_bias */
+    void *b_up;   /* [E, I], or [E, 2I] as glu says; expert_bias, not IDENTITY */
     void *b_glu;  /* [E, I]  gated linear units with SEPARATE; expert_bias */
     void *b_down; /* [E, H]  expert_bias */
 
-    /* Distance in elements between experts, rows and columns of the shapes above; 0 = contiguous in the order
-     * written there. A transposed matrix has row stride 1. Negative strides are refused. */
+    /* Distance in elements between experts, rows and columns of the matrices above; 0 = contiguous in the order
+     * written there. A transposed matrix has row stride 1. Negative strides are refused. Biases are contiguous. */
     int64_t up_expert_stride, up_row_stride, up_col_stride;
     int64_t down_expert_stride, down_row_stride, down_col_stride;
 

@@ -47,16 +47,14 @@ static void body_parts(problem_t *problem, report_t *report)
     part.dx = NULL;
     part.dindex_weight = NULL;
     part.gradients = &one;
-    void **const pointers[] = {&one.w_gate, &one.w_noise, &one.w_up, &one.w_glu, &one.w_down};
-    for (int m = 0; m < NUM_MATRICES; m++) {
+    void **const pointers[NUM_MATRICES] = {&one.w_gate, &one.w_noise, &one.w_up,   &one.w_glu,
+                                           &one.b_up,   &one.b_glu,   &one.w_down, &one.b_down};
+    problem_reset_gradients(problem);
+    for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
         if (!problem->gradient_bytes[m]) continue;
         one = problem->gradients;
-        for (int other = 0; other < NUM_MATRICES; other++)
+        for (problem_matrix_t other = 0; other < NUM_MATRICES; other++)
             if (other != m) *pointers[other] = NULL;
-        if (problem_has_matrix(problem, m))
-            problem_matrix_set(problem, &problem->gradients, m, problem->gradient_before[m]);
-        if (m == MATRIX_UP && one.glu != CUMOE_GLU_SEPARATE && problem_has_matrix(problem, MATRIX_GLU))
-            problem_matrix_set(problem, &problem->gradients, MATRIX_GLU, problem->gradient_before[MATRIX_GLU]);
         if (cumoe_layer_backward(problem->layer, &part, NULL) != CUMOE_SUCCESS)
             report_fail(report, "%s alone: %s", PROBLEM_MATRIX_NAMES[m], cumoe_last_error());
     }
@@ -68,6 +66,7 @@ static void body_parts(problem_t *problem, report_t *report)
 Test(backward, each_output_alone)
 {
     for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("parts", &GATE_VARIANTS[v], body_parts);
+    suite_pairwise("parts", body_parts);
 }
 
 /* So many experts and tokens that a gate that works through blocks of tokens has more than one of them: sums over

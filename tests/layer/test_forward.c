@@ -55,4 +55,5 @@ Test(forward, external)
 Test(forward, bare)
 {
     for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("bare", &GATE_VARIANTS[v], body_bare);
+    suite_pairwise("bare", body_bare);
 }

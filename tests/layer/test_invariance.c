@@ -5,29 +5,21 @@
 
 static const gate_variant_t *const GATED[] = {&GATE_VARIANTS[0], &GATE_VARIANTS[1], &GATE_VARIANTS[2]};
 
-static problem_options_t options_for(int i, const gate_variant_t *variant, uint64_t seed)
-{
-    return (problem_options_t){.dtype = i & 1 ? CUMOE_F64 : CUMOE_F32,
-                               .activation = i & 2 ? CUMOE_ACTIVATION_SWIGLU : CUMOE_ACTIVATION_RELU,
-                               .variant = *variant,
-                               .seed = seed,
-                               .without_reference = true};
-}
-
 /* Tokens first .. first + count - 1 of the problem in a call of their own: y and dx as in the whole call. */
 static void check_chunk(const problem_t *p, int64_t first, int64_t count, report_t *report)
 {
     const int64_t H = p->hidden_size, K = p->top_k;
-    const size_t real = real_size(p->options.dtype), at = (size_t)(first * H) * real;
+    const size_t real = real_size(p->options.dtype), gate_real = real_size(p->gate_type);
+    const size_t at = (size_t)(first * H) * real;
     const size_t bytes = (size_t)(count * H) * real;
     buffer_list_t buffers = {0};
     cumoe_forward_args_t f = p->forward;
     f.num_tokens = count;
-    f.x = (const char *)p->forward.x + at;
+    f.x = memcpy(buffer_get(&buffers, bytes), (const char *)p->forward.x + at, bytes);
     f.y = buffer_get(&buffers, bytes);
     f.first_token = p->forward.first_token + first;
     f.chosen_expert = buffer_get(&buffers, (size_t)(count * K) * sizeof(int32_t));
-    f.chosen_weight = buffer_get(&buffers, (size_t)(count * K) * real);
+    f.chosen_weight = buffer_get(&buffers, (size_t)(count * K) * gate_real);
     f.expert_count = NULL;
     f.importance = f.load = f.losses = NULL;
     f.statistics = NULL;
@@ -39,12 +31,13 @@ static void check_chunk(const problem_t *p, int64_t first, int64_t count, report
     compare_bits(report, "chosen_expert", f.chosen_expert, p->forward.chosen_expert + first * K,
                  (size_t)(count * K) * sizeof(int32_t));
     compare_bits(report, "chosen_weight", f.chosen_weight,
-                 (const char *)p->forward.chosen_weight + (size_t)(first * K) * real, (size_t)(count * K) * real);
+                 (const char *)p->forward.chosen_weight + (size_t)(first * K) * gate_real,
+                 (size_t)(count * K) * gate_real);
 
     cumoe_backward_args_t b = p->backward;
     b.num_tokens = count;
     b.x = f.x;
-    b.dy = (const char *)p->backward.dy + at;
+    b.dy = memcpy(buffer_get(&buffers, bytes), (const char *)p->backward.dy + at, bytes);
     b.dx = buffer_get(&buffers, bytes);
     b.gradients = NULL;
     b.workspace = f.workspace, b.workspace_size = f.workspace_size;
@@ -60,16 +53,17 @@ Test(invariance, alone_and_in_company)
 {
     enum { T = 4096 };
     static const layer_case_t sizes[] = {{"invariance", T, 24, 40, 16, 2, .first_token = 100},
-                                         {"invariance, odd", T, 36, 37, 9, 3}};
+                                         {"invariance, odd", T, 35, 37, 9, 3}};
     static const double no_losses[CUMOE_NUM_LOSSES] = {0};
     const uint64_t seed = random_seed("invariance", 21);
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
-    for (int i = 0; i < 4 * 3; i++) {
+    for (int i = 0; i < NUM_SUITE_OPTIONS * 3; i++) {
         random_state_t random = random_start(seed);
-        const problem_options_t options = options_for(i % 4, GATED[i / 4], seed);
+        const problem_options_t options = suite_options(i % NUM_SUITE_OPTIONS, GATED[i / NUM_SUITE_OPTIONS], seed);
         problem_t p;
-        cr_assert(problem_create(&p, handle, &sizes[i % 2], &options, &report), "%s", report.text);
+        cr_assert(problem_create(&p, handle, &sizes[(i + i / NUM_SUITE_OPTIONS) % 2], &options, &report), "%s",
+                  report.text);
         p.backward.loss_gradient = memcpy(buffer_get(&p.buffers, sizeof no_losses), no_losses, sizeof no_losses);
         if (problem_run_forward(&p, &report) && problem_run_backward(&p, &report)) {
             for (int64_t t = 0; t < T; t += 1 + random_below(&random, 128)) check_chunk(&p, t, 1, &report);

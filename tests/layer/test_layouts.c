@@ -1,172 +1,146 @@
-/* Foreign layouts of expert weights: glu and up in one array, transposed matrices. Packing reads them all, so
- * outputs and gradients have the bits of the separate, contiguous arrays. */
+/* Weights and gradients as other libraries store them: packing reads every layout, so outputs, gradients and
+ * initial values have the bits of separate, contiguous arrays, which are those of cumoe_weights_create(). */
 #include "tests/suite.h"
 
-#include <stdlib.h>
-#include <string.h>
+static const layer_case_t PLAIN = {"separate", 29, 13, 18, 5, 2, .pattern = PATTERN_RANDOM};
 
-enum { T = 29, H = 13, I = 18, E = 5 };
-
-typedef struct layout {
+typedef struct placement {
     const char *name;
     cumoe_glu_placement_t glu;
-    bool transposed;
-} layout_t;
+    case_layout_t layout;
+} placement_t;
 
-static const layout_t LAYOUTS[] = {
-    {"glu first", CUMOE_GLU_FIRST, false},
-    {"glu last", CUMOE_GLU_LAST, false},
-    {"interleaved", CUMOE_GLU_INTERLEAVED, false},
-    {"transposed", CUMOE_GLU_SEPARATE, true},
-    {"glu first, transposed", CUMOE_GLU_FIRST, true},
-    {"gpt-oss", CUMOE_GLU_INTERLEAVED, true},
+static const placement_t PLACEMENTS[] = {
+    {"transposed", CUMOE_GLU_SEPARATE, LAYOUT_TRANSPOSED},
+    {"padded", CUMOE_GLU_SEPARATE, LAYOUT_PADDED},
+    {"glu first", CUMOE_GLU_FIRST, LAYOUT_PLAIN},
+    {"glu first, transposed", CUMOE_GLU_FIRST, LAYOUT_TRANSPOSED},
+    {"glu first, padded", CUMOE_GLU_FIRST, LAYOUT_PADDED},
+    {"glu last", CUMOE_GLU_LAST, LAYOUT_PLAIN},
+    {"interleaved", CUMOE_GLU_INTERLEAVED, LAYOUT_PLAIN},
+    {"interleaved, padded", CUMOE_GLU_INTERLEAVED, LAYOUT_PADDED},
+    {"gpt-oss", CUMOE_GLU_INTERLEAVED, LAYOUT_TRANSPOSED},
 };
 
-/* Row of the combined [2I, H] array where row i of a half stands. */
-static int combined_row(cumoe_glu_placement_t placement, bool glu, int i)
+enum { NUM_PLACEMENTS = sizeof PLACEMENTS / sizeof *PLACEMENTS };
+
+static layer_case_t case_of(const placement_t *placement, bool plain_gradients)
 {
-    if (placement == CUMOE_GLU_INTERLEAVED) return 2 * i + (glu ? 0 : 1);
-    return i + ((placement == CUMOE_GLU_FIRST) == glu ? 0 : I);
+    layer_case_t layer_case = PLAIN;
+    layer_case.name = placement->name;
+    layer_case.glu = placement->glu;
+    layer_case.layout = placement->layout;
+    layer_case.plain_gradients = plain_gradients;
+    return layer_case;
 }
 
-/* Copy between the separate arrays of plain and the layout's arrays of foreign. */
-static void convert(const layout_t *l, const cumoe_weights_t *plain, const cumoe_weights_t *foreign,
-                    bool to_foreign)
+/* Element by element, wherever it stands. */
+static void compare_matrices(const problem_t *a, const cumoe_weights_t *expected, const problem_t *b,
+                             const cumoe_weights_t *actual, report_t *report)
 {
-    const int rows = l->glu == CUMOE_GLU_SEPARATE ? I : 2 * I;
-    for (int e = 0; e < E; e++)
-        for (int i = 0; i < I; i++)
-            for (int h = 0; h < H; h++) {
-                for (int glu = 0; glu < 2; glu++) {
-                    const int row = l->glu == CUMOE_GLU_SEPARATE ? i : combined_row(l->glu, glu, i);
-                    float *base = l->glu == CUMOE_GLU_SEPARATE && glu ? foreign->w_glu : foreign->w_up;
-                    float *f = base + (size_t)e * rows * H + (l->transposed ? h * rows + row : row * H + h);
-                    float *p = (float *)(glu ? plain->w_glu : plain->w_up) + ((size_t)e * I + i) * H + h;
-                    *(to_foreign ? f : p) = *(to_foreign ? p : f);
-                }
-                float *f = (float *)foreign->w_down + (size_t)e * H * I + (l->transposed ? i * H + h : h * I + i);
-                float *p = (float *)plain->w_down + (size_t)e * H * I + h * I + i;
-                *(to_foreign ? f : p) = *(to_foreign ? p : f);
-            }
-}
-
-static void *bytes(size_t size)
-{
-    void *made = aligned_alloc(64, (size + 63) / 64 * 64);
-    cr_assert_not_null(made);
-    return memset(made, 0xFF, (size + 63) / 64 * 64);
-}
-
-/* The expert matrices of a layout, poisoned; the gate is shared with plain. */
-static cumoe_weights_t foreign_weights(const layout_t *l, const cumoe_weights_t *plain)
-{
-    const int rows = l->glu == CUMOE_GLU_SEPARATE ? I : 2 * I;
-    cumoe_weights_t w = {
-        .struct_size = sizeof w, .glu = l->glu, .w_gate = plain->w_gate, .w_noise = plain->w_noise};
-    w.w_up = bytes((size_t)E * rows * H * sizeof(float));
-    w.w_glu = l->glu == CUMOE_GLU_SEPARATE ? bytes((size_t)E * I * H * sizeof(float)) : NULL;
-    w.w_down = bytes((size_t)E * H * I * sizeof(float));
-    if (l->transposed) {
-        w.up_row_stride = 1, w.up_col_stride = rows;
-        w.down_row_stride = 1, w.down_col_stride = H;
+    buffer_list_t buffers = {0};
+    for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
+        if (!problem_has_matrix(a, m)) continue;
+        const size_t size = (size_t)problem_matrix_elements(a, m) * sizeof(double);
+        double *e = buffer_get(&buffers, size), *v = buffer_get(&buffers, size);
+        problem_matrix_get(a, expected, m, e);
+        problem_matrix_get(b, actual, m, v);
+        compare_bits(report, PROBLEM_MATRIX_NAMES[m], v, e, size);
     }
-    return w;
+    buffer_free_all(&buffers);
 }
 
-static void free_foreign(const cumoe_weights_t *w)
+static void compare_placements(problem_t *plain, problem_t *foreign, report_t *report)
 {
-    free(w->w_up);
-    free(w->w_glu);
-    free(w->w_down);
-}
-
-typedef struct pass {
-    cumoe_layer_t *layer;
-    void *x, *workspace, *saved;
-    size_t workspace_size, saved_size;
-} pass_t;
-
-/* y, dx and the gradients. */
-static void run(const pass_t *p, const cumoe_weights_t *w, const cumoe_weights_t *g, float *y, float *dx)
-{
-    const cumoe_forward_args_t forward = {.struct_size = sizeof forward,
-                                          .num_tokens = T,
-                                          .weights = w,
-                                          .x = p->x,
-                                          .y = y,
-                                          .training = 1,
-                                          .seed = 3,
-                                          .workspace = p->workspace,
-                                          .workspace_size = p->workspace_size,
-                                          .saved = p->saved,
-                                          .saved_size = p->saved_size};
-    cr_assert_eq(cumoe_layer_forward(p->layer, &forward, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
-    const cumoe_backward_args_t backward = {.struct_size = sizeof backward,
-                                            .num_tokens = T,
-                                            .weights = w,
-                                            .x = p->x,
-                                            .dy = y,
-                                            .training = 1,
-                                            .dx = dx,
-                                            .gradients = g,
-                                            .workspace = p->workspace,
-                                            .workspace_size = p->workspace_size,
-                                            .saved = p->saved,
-                                            .saved_size = p->saved_size};
-    cr_assert_eq(cumoe_layer_backward(p->layer, &backward, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    const size_t bytes = (size_t)(plain->tokens * plain->hidden_size) * real_size(plain->options.dtype);
+    if (!problem_run_forward(foreign, report) || !problem_run_backward(foreign, report)) return;
+    compare_bits(report, "y", foreign->forward.y, plain->forward.y, bytes);
+    compare_bits(report, "dx", foreign->backward.dx, plain->backward.dx, bytes);
+    compare_matrices(plain, &plain->gradients, foreign, &foreign->gradients, report);
 }
 
 Test(layouts, have_the_bits_of_separate_arrays)
 {
+    const uint64_t seed = random_seed("layouts", 81);
     cumoe_handle_t *handle = suite_handle();
-    cumoe_config_t config;
-    cr_assert_eq(cumoe_config_init(&config), CUMOE_SUCCESS);
-    config.hidden_size = H, config.intermediate_size = I, config.num_experts = E, config.top_k = 2;
-    config.activation = CUMOE_ACTIVATION_SWIGLU;
-    pass_t p = {0};
-    cumoe_weights_t w, g;
-    cr_assert_eq(cumoe_layer_create(&p.layer, handle, &config), CUMOE_SUCCESS, "%s", cumoe_last_error());
-    cr_assert_eq(cumoe_weights_create(p.layer, CUMOE_DTYPE_DEFAULT, &w), CUMOE_SUCCESS);
-    cr_assert_eq(cumoe_weights_create(p.layer, CUMOE_DTYPE_DEFAULT, &g), CUMOE_SUCCESS);
-    cr_assert_eq(cumoe_weights_init(p.layer, 1, &w, NULL), CUMOE_SUCCESS);
-    cr_assert_eq(cumoe_layer_buffer_sizes(p.layer, T, &p.workspace_size, &p.saved_size), CUMOE_SUCCESS);
-    p.workspace = bytes(p.workspace_size), p.saved = bytes(p.saved_size), p.x = bytes(T * H * sizeof(float));
-    for (int i = 0; i < T * H; i++) ((float *)p.x)[i] = (float)((i * 37) % 101) / 50 - 1;
-    float *y = bytes(T * H * sizeof(float)), *dx = bytes(T * H * sizeof(float));
-    float *y2 = bytes(T * H * sizeof(float)), *dx2 = bytes(T * H * sizeof(float));
-    run(&p, &w, &g, y, dx);
-
-    for (size_t i = 0; i < sizeof LAYOUTS / sizeof LAYOUTS[0]; i++) {
-        const layout_t *l = &LAYOUTS[i];
-        cumoe_weights_t back, fw = foreign_weights(l, &w), fg = foreign_weights(l, &g),
-                              initial = foreign_weights(l, &w);
-        cr_assert_eq(cumoe_weights_create(p.layer, CUMOE_DTYPE_DEFAULT, &back), CUMOE_SUCCESS);
-        convert(l, &w, &fw, true);
-        run(&p, &fw, &fg, y2, dx2);
-        cr_expect(memcmp(y, y2, T * H * sizeof(float)) == 0, "%s: y", l->name);
-        cr_expect(memcmp(dx, dx2, T * H * sizeof(float)) == 0, "%s: dx", l->name);
-        convert(l, &back, &fg, false);
-        const size_t size = (size_t)E * I * H * sizeof(float);
-        cr_expect(memcmp(g.w_up, back.w_up, size) == 0, "%s: dw_up", l->name);
-        cr_expect(memcmp(g.w_glu, back.w_glu, size) == 0, "%s: dw_glu", l->name);
-        cr_expect(memcmp(g.w_down, back.w_down, size) == 0, "%s: dw_down", l->name);
-
-        /* Initial values do not depend on the layout. */
-        initial.w_gate = initial.w_noise = NULL;
-        cr_assert_eq(cumoe_weights_init(p.layer, 1, &initial, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
-        convert(l, &back, &initial, false);
-        cr_expect(memcmp(w.w_up, back.w_up, size) == 0 && memcmp(w.w_glu, back.w_glu, size) == 0 &&
-                      memcmp(w.w_down, back.w_down, size) == 0,
-                  "%s: initial values", l->name);
-        free_foreign(&fw);
-        free_foreign(&fg);
-        free_foreign(&initial);
-        cumoe_weights_destroy(p.layer, &back);
+    report_t report = {0};
+    for (int i = 0; i < NUM_SUITE_OPTIONS; i++) {
+        const problem_options_t options = suite_options(i, &GATE_VARIANTS[0], seed);
+        problem_t plain;
+        cr_assert(problem_create(&plain, handle, &PLAIN, &options, &report), "%s", report.text);
+        cr_assert(problem_run_forward(&plain, &report) && problem_run_backward(&plain, &report), "%s", report.text);
+        for (int n = 0; n < 2 * NUM_PLACEMENTS; n++) {
+            const layer_case_t layer_case = case_of(&PLACEMENTS[n / 2], n % 2);
+            problem_t foreign;
+            if (problem_create(&foreign, handle, &layer_case, &options, &report))
+                compare_placements(&plain, &foreign, &report);
+            problem_destroy(&foreign);
+        }
+        problem_destroy(&plain);
     }
-    void *owned[] = {p.workspace, p.saved, p.x, y, dx, y2, dx2};
-    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) free(owned[i]);
-    cumoe_weights_destroy(p.layer, &w);
-    cumoe_weights_destroy(p.layer, &g);
-    cumoe_layer_destroy(p.layer);
     cumoe_handle_destroy(handle);
+    EXPECT_EMPTY(report);
+}
+
+Test(layouts, initial_values_are_those_of_separate_arrays)
+{
+    const uint64_t seed = random_seed("initial values", 82);
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    for (int i = 0; i < NUM_SUITE_OPTIONS; i++) {
+        const problem_options_t options = suite_options(i, &GATE_VARIANTS[2], seed);
+        problem_t plain;
+        cr_assert(problem_create(&plain, handle, &PLAIN, &options, &report), "%s", report.text);
+        cr_assert(cumoe_weights_init(plain.layer, 3, &plain.weights, NULL) == CUMOE_SUCCESS, "%s",
+                  cumoe_last_error());
+        for (int n = 0; n < NUM_PLACEMENTS; n++) {
+            const layer_case_t layer_case = case_of(&PLACEMENTS[n], false);
+            problem_t foreign;
+            cr_assert(problem_create(&foreign, handle, &layer_case, &options, &report), "%s", report.text);
+            cr_assert(cumoe_weights_init(foreign.layer, 3, &foreign.weights, NULL) == CUMOE_SUCCESS, "%s",
+                      cumoe_last_error());
+            compare_matrices(&plain, &plain.weights, &foreign, &foreign.weights, &report);
+            report_check(&report, buffer_guards_intact(&foreign.buffers));
+            problem_destroy(&foreign);
+        }
+        problem_destroy(&plain);
+    }
+    cumoe_handle_destroy(handle);
+    EXPECT_EMPTY(report);
+}
+
+/* Weights and gradients that the library allocated, with the same numbers in them. */
+Test(layouts, created_weights_have_the_bits_of_borrowed_ones)
+{
+    const uint64_t seed = random_seed("created", 83);
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    for (int i = 0; i < NUM_SUITE_OPTIONS; i++) {
+        const problem_options_t options = suite_options(i, &GATE_VARIANTS[0], seed);
+        problem_t borrowed, created;
+        cumoe_weights_t weights = {0}, gradients = {0};
+        cr_assert(problem_create(&borrowed, handle, &PLAIN, &options, &report), "%s", report.text);
+        cr_assert(problem_create(&created, handle, &PLAIN, &options, &report), "%s", report.text);
+        cr_assert(problem_run_forward(&borrowed, &report) && problem_run_backward(&borrowed, &report));
+        cr_assert(cumoe_weights_create(created.layer, CUMOE_DTYPE_DEFAULT, &weights) == CUMOE_SUCCESS, "%s",
+                  cumoe_last_error());
+        cr_assert(cumoe_weights_create(created.layer, options.gradient_dtype, &gradients) == CUMOE_SUCCESS, "%s",
+                  cumoe_last_error());
+        for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
+            if (problem_has_matrix(&created, m)) problem_matrix_set(&created, &weights, m, created.values[m]);
+        created.forward.weights = created.backward.weights = &weights;
+        created.backward.gradients = &gradients;
+        if (problem_run_forward(&created, &report) && problem_run_backward(&created, &report)) {
+            const size_t bytes = (size_t)(PLAIN.tokens * PLAIN.hidden_size) * real_size(options.dtype);
+            compare_bits(&report, "y", created.forward.y, borrowed.forward.y, bytes);
+            compare_bits(&report, "dx", created.backward.dx, borrowed.backward.dx, bytes);
+            compare_matrices(&borrowed, &borrowed.gradients, &created, &gradients, &report);
+        }
+        cumoe_weights_destroy(created.layer, &weights);
+        cumoe_weights_destroy(created.layer, &gradients);
+        problem_destroy(&borrowed);
+        problem_destroy(&created);
+    }
+    cumoe_handle_destroy(handle);
+    EXPECT_EMPTY(report);
 }

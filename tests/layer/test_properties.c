@@ -2,7 +2,6 @@
 #include "tests/suite.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 static void start(problem_t *problem, const cumoe_handle_t *handle, const layer_case_t *layer_case, int variant,
@@ -19,12 +18,10 @@ static void start(problem_t *problem, const cumoe_handle_t *handle, const layer_
 /* Give expert e the place permutation[e], weights and all. */
 static void relabel(problem_t *p, const int64_t *permutation)
 {
-    const double *const values[] = {p->input.w_gate, p->input.w_noise, p->input.w_up, p->input.w_glu,
-                                    p->input.w_down};
-    for (int m = 0; m < NUM_MATRICES; m++)
-        for (int64_t e = 0; e < p->experts; e++) {
+    for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
+        for (int64_t e = 0; e < p->experts && problem_has_matrix(p, m); e++) {
             const int64_t n = problem_matrix_elements(p, m) / p->experts;
-            real_scatter(problem_matrix_view(p, &p->weights, m, permutation[e]), values[m] + e * n);
+            real_scatter(problem_matrix_view(p, &p->weights, m, permutation[e]), p->values[m] + e * n);
         }
     p->input_hash = problem_input_hash(p);
 }
@@ -59,7 +56,7 @@ Test(properties, relabelling_experts_permutes_everything)
         report_check(&report, ((float *)b.forward.importance)[to] == ((float *)a.forward.importance)[e]);
         report_check(&report, ((float *)b.forward.load)[to] == ((float *)a.forward.load)[e]);
     }
-    for (int m = MATRIX_UP; m < NUM_MATRICES; m++)
+    for (problem_matrix_t m = MATRIX_UP; m < NUM_MATRICES; m++)
         for (int64_t e = 0; e < E; e++)
             compare_bits(&report, PROBLEM_MATRIX_NAMES[m],
                          problem_matrix_view(&b, &b.gradients, m, permutation[e]).data,
@@ -136,86 +133,63 @@ Test(properties, mean_probability_at_zero_gate_weights)
     cumoe_handle_destroy(handle);
 }
 
+/* Mean 0 and this standard deviation, as far as n numbers tell. */
+static void check_normal(const double *values, int64_t n, double std, report_t *report)
+{
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) {
+        sum += values[i];
+        squares += values[i] * values[i];
+    }
+    if (std == 0) {
+        report_check(report, squares == 0);
+    } else {
+        report_check(report, fabs(sum / (double)n) < 5 * std / sqrt((double)n));
+        report_check(report, fabs(squares / (double)n / (std * std) - 1) < 5 * sqrt(2 / (double)n));
+    }
+}
+
+static double initial_std(const problem_t *p, problem_matrix_t m)
+{
+    const bool noisy = p->options.variant.gate == CUMOE_GATE_NOISY_TOPK;
+    const real_view_t view = problem_matrix_view(p, &p->weights, m, 0);
+    if (m == MATRIX_GATE || m == MATRIX_NOISE) return noisy ? 0 : 0.02;
+    return m == MATRIX_UP || m == MATRIX_GLU || m == MATRIX_DOWN ? 1 / sqrt((double)view.cols) : 0;
+}
+
 /* The paper's start: gate weights from cumoe_weights_init() are 0 for noisy top-k, and every expert gets work. */
+static void body_initial(problem_t *p, report_t *report)
+{
+    cumoe_weights_t w = {0}, again = {0};
+    cr_assert(cumoe_weights_create(p->layer, CUMOE_DTYPE_DEFAULT, &w) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cr_assert(cumoe_weights_create(p->layer, CUMOE_DTYPE_DEFAULT, &again) == CUMOE_SUCCESS);
+    cr_assert(cumoe_weights_init(p->layer, 3, &w, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
+        const int64_t n = problem_matrix_elements(p, m);
+        report_check(report, (*problem_matrix_pointer(&w, m) != NULL) == problem_has_matrix(p, m));
+        if (!problem_has_matrix(p, m)) continue;
+        double *values = buffer_get(&p->buffers, (size_t)n * sizeof *values);
+        problem_matrix_get(p, &again, m, values);
+        check_normal(values, n, 0, report);
+        problem_matrix_get(p, &w, m, values);
+        check_normal(values, n, initial_std(p, m), report);
+    }
+    cumoe_weights_destroy(p->layer, &w);
+    cumoe_weights_destroy(p->layer, &again);
+    report_check(report, w.w_up == NULL && w.allocation == NULL);
+}
+
 Test(properties, initial_weights)
 {
     static const layer_case_t layer_case = {"initial", 600, 24, 40, 8, 2, .pattern = PATTERN_RANDOM};
-    cumoe_handle_t *handle = suite_handle();
-    for (int variant = 0; variant < NUM_GATE_VARIANTS; variant++) {
-        report_t report = {0};
-        problem_t p;
-        start(&p, handle, &layer_case, variant, random_seed("initial weights", 8), &report);
-        cumoe_weights_t w = {0}, again = {0};
-        cr_assert(cumoe_weights_create(p.layer, CUMOE_DTYPE_DEFAULT, &w) == CUMOE_SUCCESS, "%s",
-                  cumoe_last_error());
-        cr_assert(cumoe_weights_create(p.layer, CUMOE_DTYPE_DEFAULT, &again) == CUMOE_SUCCESS);
-        cr_assert(cumoe_weights_init(p.layer, 3, &w, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
-        cr_assert(cumoe_weights_init(p.layer, 3, &p.weights, NULL) == CUMOE_SUCCESS);
-        report_check(&report, (w.w_gate != NULL) == problem_has_matrix(&p, MATRIX_GATE));
-        report_check(&report, (w.w_noise != NULL) == problem_has_matrix(&p, MATRIX_NOISE));
-        for (int m = 0; m < NUM_MATRICES; m++) {
-            if (!problem_has_matrix(&p, m)) continue;
-            const int64_t n = problem_matrix_elements(&p, m);
-            const float *values = *problem_matrix_pointer(&w, m);
-            const float *zero = *problem_matrix_pointer(&again, m);
-            double sum = 0, squares = 0;
-            for (int64_t i = 0; i < n; i++) {
-                sum += (double)values[i];
-                squares += (double)values[i] * (double)values[i];
-                report_check(&report, zero[i] == 0);
-            }
-            const bool zero_gate = m <= MATRIX_NOISE && variant < 2;
-            const double std = m <= MATRIX_NOISE ? 0.02 : 1 / sqrt(m == MATRIX_DOWN ? 40.0 : 24.0);
-            if (zero_gate)
-                report_check(&report, squares == 0);
-            else {
-                report_check(&report, fabs(sum / (double)n) < 5 * std / sqrt((double)n));
-                report_check(&report, fabs(squares / (double)n / (std * std) - 1) < 5 * sqrt(2 / (double)n));
-            }
-            compare_bits(&report, PROBLEM_MATRIX_NAMES[m], values, *problem_matrix_pointer(&p.weights, m),
-                         (size_t)n * sizeof(float));
-        }
-        cumoe_weights_destroy(p.layer, &w);
-        cumoe_weights_destroy(p.layer, &again);
-        report_check(&report, w.w_up == NULL && w.allocation == NULL);
-        EXPECT_EMPTY(report);
-        problem_destroy(&p);
-    }
-    cumoe_handle_destroy(handle);
-}
-
-/* The initial values do not depend on the layout. */
-Test(properties, initial_weights_in_any_layout)
-{
-    static const layer_case_t plain = {"plain", 4, 24, 20, 5, 2};
-    static const layer_case_t foreign[] = {
-        {"first", 4, 24, 20, 5, 2, .glu = CUMOE_GLU_FIRST, .layout = LAYOUT_PADDED},
-        {"last", 4, 24, 20, 5, 2, .glu = CUMOE_GLU_LAST},
-        {"interleaved", 4, 24, 20, 5, 2, .glu = CUMOE_GLU_INTERLEAVED, .layout = LAYOUT_TRANSPOSED},
-    };
+    const uint64_t seed = random_seed("initial weights", 8);
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
-    problem_t a;
-    start(&a, handle, &plain, 0, 1, &report);
-    cr_assert(cumoe_weights_init(a.layer, 3, &a.weights, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
-    for (int i = 0; i < 3; i++) {
-        problem_t b;
-        start(&b, handle, &foreign[i], 0, 1, &report);
-        cr_assert(cumoe_weights_init(b.layer, 3, &b.weights, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
-        for (int m = 0; m < NUM_MATRICES; m++) {
-            const int64_t n = problem_matrix_elements(&a, m);
-            double *expected = malloc((size_t)n * sizeof *expected), *actual = malloc((size_t)n * sizeof *actual);
-            cr_assert(expected && actual);
-            problem_matrix_get(&a, &a.weights, m, expected);
-            problem_matrix_get(&b, &b.weights, m, actual);
-            compare_bits(&report, PROBLEM_MATRIX_NAMES[m], actual, expected, (size_t)n * sizeof *expected);
-            free(expected);
-            free(actual);
+    for (int variant = 0; variant < NUM_GATE_VARIANTS; variant++)
+        for (int i = 0; i < NUM_SUITE_OPTIONS; i++) {
+            const problem_options_t options = suite_options(i, &GATE_VARIANTS[variant], seed);
+            suite_one_case(handle, &layer_case, &options, body_initial, &report);
         }
-        report_check(&report, buffer_guards_intact(&b.buffers));
-        problem_destroy(&b);
-    }
-    EXPECT_EMPTY(report);
-    problem_destroy(&a);
     cumoe_handle_destroy(handle);
+    EXPECT_EMPTY(report);
 }

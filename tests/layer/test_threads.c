@@ -3,31 +3,11 @@
 
 #include <pthread.h>
 
-static problem_options_t options_for(int i, const gate_variant_t *variant, uint64_t seed)
-{
-    return (problem_options_t){.dtype = i & 1 ? CUMOE_F64 : CUMOE_F32,
-                               .activation = i & 2 ? CUMOE_ACTIVATION_SWIGLU : CUMOE_ACTIVATION_RELU,
-                               .variant = *variant,
-                               .seed = seed,
-                               .without_reference = true};
-}
-
-/* Both runs on the same inputs: everything that comes back has the same bits. */
-static void compare_runs(problem_t *a, problem_t *b, report_t *report)
-{
-    if (!problem_run_forward(a, report) || !problem_run_backward(a, report)) return;
-    problem_bits_t forward = problem_outputs(a, false), backward = problem_outputs(a, true);
-    if (problem_run_forward(b, report)) problem_compare_outputs(b, false, &forward, report);
-    if (problem_run_backward(b, report)) problem_compare_outputs(b, true, &backward, report);
-    problem_bits_free(&forward);
-    problem_bits_free(&backward);
-}
-
 static const layer_case_t MANY[] = {
-    {"threads, odd", 701, 37, 53, 11, 3, .pattern = PATTERN_RANDOM},
+    {"threads, odd", 701, 37, 53, 11, 3, .pattern = PATTERN_RANDOM, .glu = CUMOE_GLU_INTERLEAVED},
     {"threads, few experts", 333, 64, 96, 2, 1, .pattern = PATTERN_RANDOM, .mode = CUMOE_GRADIENT_ADD},
     {"threads, many experts", 97, 19, 23, 61, 4, .pattern = PATTERN_RANDOM, .mask_period = 5, .dead_tokens = 9},
-    {"threads, one token", 1, 300, 200, 8, 2, .pattern = PATTERN_RANDOM},
+    {"threads, one token", 1, 300, 200, 3, 2, .pattern = PATTERN_RANDOM},
 };
 
 /* The same bits for 1, 2, 3 and 7 threads. */
@@ -38,16 +18,17 @@ Test(threads, number_of_threads)
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
     for (int v = 0; v < NUM_GATE_VARIANTS; v++)
-        for (int i = 0; i < 4 * 4; i++) {
-            problem_options_t options = options_for(i / 4, &GATE_VARIANTS[v], seed);
+        for (int i = 0; i < 2 * NUM_SUITE_OPTIONS; i++) { /* each with two of the four cases */
+            const layer_case_t *layer_case = &MANY[(i + i / NUM_SUITE_OPTIONS) % 4];
+            problem_options_t options = suite_options(i % NUM_SUITE_OPTIONS, &GATE_VARIANTS[v], seed);
             problem_t one;
             options.max_threads = 1;
-            cr_assert(problem_create(&one, handle, &MANY[i % 4], &options, &report), "%s", report.text);
+            cr_assert(problem_create(&one, handle, layer_case, &options, &report), "%s", report.text);
             for (int n = 0; n < 4; n++) {
                 problem_t other;
                 options.max_threads = threads[n];
-                cr_assert(problem_create(&other, handle, &MANY[i % 4], &options, &report), "%s", report.text);
-                compare_runs(&one, &other, &report);
+                cr_assert(problem_create(&other, handle, layer_case, &options, &report), "%s", report.text);
+                suite_compare_runs(&one, &other, &report);
                 problem_destroy(&other);
             }
             problem_destroy(&one);
@@ -63,11 +44,11 @@ Test(threads, repeated_calls)
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
     for (int v = 0; v < NUM_GATE_VARIANTS; v++)
-        for (int i = 0; i < 4; i++) {
-            const problem_options_t options = options_for(i, &GATE_VARIANTS[v], seed);
+        for (int i = 0; i < NUM_SUITE_OPTIONS; i++) {
+            const problem_options_t options = suite_options(i, &GATE_VARIANTS[v], seed);
             problem_t p;
-            cr_assert(problem_create(&p, handle, &MANY[i], &options, &report), "%s", report.text);
-            for (int n = 0; n < 3; n++) compare_runs(&p, &p, &report);
+            cr_assert(problem_create(&p, handle, &MANY[i % 4], &options, &report), "%s", report.text);
+            for (int n = 0; n < 3; n++) suite_compare_runs(&p, &p, &report);
             problem_bits_t first = problem_outputs(&p, true);
             if (problem_run_backward(&p, &report)) problem_compare_outputs(&p, true, &first, &report);
             problem_bits_free(&first);

@@ -28,6 +28,9 @@ void *stage_empty(problem_t *problem, int64_t width);
 void stage_compare(const problem_t *problem, const cumoe_rows_t *rows, const char *what, const void *actual,
                    const double *expected, const double *second, int64_t width, report_t *report);
 
+/* What a sum in F32 may be off whose terms a stage has rounded by itself. */
+double stage_sum_limit(const problem_t *problem);
+
 /* Poisoned scratch of exactly the size that the stage asks for, 64-byte aligned. */
 void *stage_workspace(problem_t *problem, cumoe_stage_t stage, size_t *size, report_t *report);
 

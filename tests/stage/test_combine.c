@@ -15,10 +15,16 @@ static void body(problem_t *p, report_t *report)
         .y_stride = p->forward.y_stride,
     };
     if (!stage_succeeded(p, cumoe_combine(p->layer, &a, NULL), report)) return;
-    problem_check_rows(p, "y", a.y, a.y_stride, p->expected.y, NULL, problem_limit(p), report);
+    problem_check_rows(p, "y", problem_rows_view(p, a.y, a.y_stride), p->expected.y, NULL, problem_limit(p),
+                       report);
 }
 
 Test(combine, forward)
 {
     for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("combine", &GATE_VARIANTS[v], body);
+}
+
+Test(combine, forward_pairwise)
+{
+    suite_pairwise("combine", body);
 }

@@ -23,6 +23,11 @@ Test(down, forward)
     for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("down", &GATE_VARIANTS[v], body);
 }
 
+Test(down, forward_pairwise)
+{
+    suite_pairwise("down", body);
+}
+
 static void body_backward(problem_t *p, report_t *report)
 {
     report->context = p->name;
@@ -39,7 +44,7 @@ static void body_backward(problem_t *p, report_t *report)
         .dy = p->backward.dy,
         .dy_stride = p->backward.dy_stride,
         .dz = stage_empty(p, glu ? 2 * I : I),
-        .dweight = buffer_get(&p->buffers, (size_t)slots * real_size(p->options.dtype)),
+        .dweight = buffer_get(&p->buffers, (size_t)slots * real_size(p->gate_type)),
         .gradients = &p->gradients,
         .gradient_mode = p->layer_case.mode,
     };
@@ -47,11 +52,16 @@ static void body_backward(problem_t *p, report_t *report)
     problem_reset_gradients(p);
     if (!stage_succeeded(p, cumoe_experts_down_backward(p->layer, &a, NULL), report)) return;
     stage_compare(p, &rows, "dz", a.dz, p->expected.dup, stage_glu(p, p->expected.dglu), I, report);
-    compare_vector(report, "dweight", a.dweight, p->options.dtype, slots, p->expected.dweight, problem_limit(p));
-    problem_check_gradients(p, MATRIX_DOWN, MATRIX_DOWN, report);
+    compare_vector(report, "dweight", a.dweight, p->gate_type, slots, p->expected.dweight, stage_sum_limit(p));
+    problem_check_gradients(p, MATRIX_DOWN, MATRIX_DOWN_BIAS, report);
 }
 
 Test(down, backward)
 {
     for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("down_backward", &GATE_VARIANTS[v], body_backward);
+}
+
+Test(down, backward_pairwise)
+{
+    suite_pairwise("down_backward", body_backward);
 }

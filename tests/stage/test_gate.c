@@ -102,13 +102,18 @@ Test(gate, external)
     suite_all_cases("gate", &GATE_VARIANTS[3], body);
 }
 
+Test(gate, pairwise)
+{
+    suite_pairwise("gate", body);
+}
+
 static void body_backward(problem_t *p, report_t *report)
 {
     report->context = p->name;
-    const size_t real = real_size(p->options.dtype), slots = (size_t)(p->tokens * p->top_k);
+    const size_t real = real_size(p->gate_type), slots = (size_t)(p->tokens * p->top_k);
     void *dweight = buffer_get(&p->buffers, slots * real);
     void *dx_gate = buffer_get(&p->buffers, (size_t)(p->tokens * p->hidden_size) * real);
-    for (size_t s = 0; s < slots; s++) real_set(dweight, p->options.dtype, (int64_t)s, p->expected.dweight[s]);
+    for (size_t s = 0; s < slots; s++) real_set(dweight, p->gate_type, (int64_t)s, p->expected.dweight[s]);
     cumoe_gate_backward_args_t a = {
         .struct_size = sizeof a,
         .num_tokens = p->tokens,
@@ -127,12 +132,24 @@ static void body_backward(problem_t *p, report_t *report)
     a.workspace = stage_workspace(p, CUMOE_STAGE_GATE_BACKWARD, &a.workspace_size, report);
     problem_reset_gradients(p);
     if (!stage_succeeded(p, cumoe_gate_backward(p->layer, &a, NULL), report)) return;
-    problem_check_rows(p, "dx_gate", dx_gate, p->hidden_size, problem_expected_dx(p, p->expected.dx_gate),
-                       p->expected.dx_gate_size, problem_sum_limit(p), report);
+    real_view_t rows = problem_rows_view(p, dx_gate, p->hidden_size);
+    rows.dtype = p->gate_type;
+    problem_check_rows(p, "dx_gate", rows, problem_expected_dx(p, p->expected.dx_gate), p->expected.dx_gate_size,
+                       problem_sum_limit(p), report);
     problem_check_gradients(p, MATRIX_GATE, MATRIX_NOISE, report);
 }
 
 Test(gate, backward)
 {
     for (int v = 0; v < 3; v++) suite_all_cases("gate_backward", &GATE_VARIANTS[v], body_backward);
+}
+
+static void body_backward_gated(problem_t *p, report_t *report)
+{
+    if (p->options.variant.gate != CUMOE_GATE_EXTERNAL) body_backward(p, report);
+}
+
+Test(gate, backward_pairwise)
+{
+    suite_pairwise("gate_backward", body_backward_gated);
 }

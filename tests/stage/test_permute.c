@@ -27,9 +27,9 @@ static void body_backward(problem_t *p, report_t *report)
     const cumoe_rows_t rows = stage_rows(p);
     const bool gated = p->options.variant.gate != CUMOE_GATE_EXTERNAL;
     const int64_t elements = p->tokens * p->hidden_size;
-    void *dx_gate = buffer_get(&p->buffers, (size_t)elements * real_size(p->options.dtype));
+    void *dx_gate = buffer_get(&p->buffers, (size_t)elements * real_size(p->gate_type));
     for (int64_t i = 0; i < p->live_tokens * p->hidden_size; i++)
-        real_set(dx_gate, p->options.dtype, i, p->expected.dx_gate[i]);
+        real_set(dx_gate, p->gate_type, i, p->expected.dx_gate[i]);
     const cumoe_permute_backward_args_t a = {
         .struct_size = sizeof a,
         .num_tokens = p->tokens,
@@ -41,12 +41,17 @@ static void body_backward(problem_t *p, report_t *report)
         .dx_stride = p->backward.dx_stride,
     };
     if (!stage_succeeded(p, cumoe_permute_backward(p->layer, &a, NULL), report)) return;
-    problem_check_rows(p, "dx", a.dx, a.dx_stride, problem_expected_dx(p, p->expected.dx), p->expected.dx_size,
-                       problem_limit(p), report);
+    problem_check_rows(p, "dx", problem_rows_view(p, a.dx, a.dx_stride), problem_expected_dx(p, p->expected.dx),
+                       p->expected.dx_size, problem_limit(p), report);
 }
 
 Test(permute, backward)
 {
     for (int v = 0; v < NUM_GATE_VARIANTS; v++)
         suite_all_cases("permute_backward", &GATE_VARIANTS[v], body_backward);
+}
+
+Test(permute, backward_pairwise)
+{
+    suite_pairwise("permute_backward", body_backward);
 }

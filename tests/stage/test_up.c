@@ -27,11 +27,23 @@ static void body(problem_t *p, report_t *report)
     z_only.hidden = NULL;
     if (stage_succeeded(p, cumoe_experts_up(p->layer, &z_only, NULL), report))
         compare_bits(report, "z alone", z_only.z, a.z, (size_t)(R * width) * real_size(p->options.dtype));
+    if (glu) return;
+
+    cumoe_up_args_t in_place = a;
+    in_place.z = in_place.hidden = stage_empty(p, I);
+    if (stage_succeeded(p, cumoe_experts_up(p->layer, &in_place, NULL), report))
+        compare_bits(report, "hidden in place of z", in_place.hidden, a.hidden,
+                     (size_t)(R * I) * real_size(p->options.dtype));
 }
 
 Test(up, forward)
 {
     for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("up", &GATE_VARIANTS[v], body);
+}
+
+Test(up, forward_pairwise)
+{
+    suite_pairwise("up", body);
 }
 
 static void body_backward(problem_t *p, report_t *report)
@@ -54,15 +66,20 @@ static void body_backward(problem_t *p, report_t *report)
     problem_reset_gradients(p);
     if (!stage_succeeded(p, cumoe_experts_up_backward(p->layer, &a, NULL), report)) return;
     stage_compare(p, &rows, "drows", a.drows, p->expected.drows, NULL, p->hidden_size, report);
-    problem_check_gradients(p, MATRIX_UP, MATRIX_GLU, report);
+    problem_check_gradients(p, MATRIX_UP, MATRIX_GLU_BIAS, report);
 
     a.drows = NULL;
     problem_reset_gradients(p);
     if (stage_succeeded(p, cumoe_experts_up_backward(p->layer, &a, NULL), report))
-        problem_check_gradients(p, MATRIX_UP, MATRIX_GLU, report);
+        problem_check_gradients(p, MATRIX_UP, MATRIX_GLU_BIAS, report);
 }
 
 Test(up, backward)
 {
     for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("up_backward", &GATE_VARIANTS[v], body_backward);
+}
+
+Test(up, backward_pairwise)
+{
+    suite_pairwise("up_backward", body_backward);
 }

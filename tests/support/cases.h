@@ -15,7 +15,8 @@ typedef enum case_pattern {
     PATTERN_NONFINITE_TOKENS,  /* every third row of x is NaN */
     PATTERN_ALL_REFUSED,       /* logits are all +Inf for one half of the tokens, all -Inf for the other */
     PATTERN_SENTINELS,         /* EXTERNAL: -1, E, far outside, whole tokens without an expert */
-    PATTERN_DUPLICATES         /* EXTERNAL: the same expert in every slot of a token */
+    PATTERN_DUPLICATES,        /* EXTERNAL: the same expert in every slot of a token */
+    PATTERN_INTEGERS           /* EXTERNAL: small integers times powers of two, see problem_numbers.c */
 } case_pattern_t;
 
 typedef enum case_layout {
@@ -115,7 +116,8 @@ enum { NUM_GATE_VARIANTS = sizeof GATE_VARIANTS / sizeof *GATE_VARIANTS };
 /* Does the pattern mean anything with this gate? */
 static inline int case_applies(const layer_case_t *layer_case, const gate_variant_t *variant)
 {
-    const int external_only = layer_case->pattern == PATTERN_SENTINELS || layer_case->pattern == PATTERN_DUPLICATES;
+    const int external_only = layer_case->pattern == PATTERN_SENTINELS ||
+                              layer_case->pattern == PATTERN_DUPLICATES || layer_case->pattern == PATTERN_INTEGERS;
     if (variant->gate == CUMOE_GATE_EXTERNAL)
         return external_only || layer_case->pattern == PATTERN_RANDOM || layer_case->pattern == PATTERN_ZERO_X ||
                layer_case->pattern == PATTERN_ONE_EXPERT || layer_case->pattern == PATTERN_EMPTY_EXPERTS;

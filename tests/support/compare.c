@@ -24,27 +24,76 @@ void report_fail(report_t *report, const char *format, ...)
     report->text[report->length] = '\0';
 }
 
+/* ---- BF16 and F16: sign, exponent, fraction; the exponent gets what the fraction leaves of 15 bits ---- */
+
+static int fraction_bits(cumoe_dtype_t dtype)
+{
+    return dtype == CUMOE_F16 ? 10 : 7;
+}
+
+/* Exponent of the smallest normal number. */
+static int min_exponent(int fraction)
+{
+    return 2 - (1 << (14 - fraction));
+}
+
+static double decode(uint16_t bits, int fraction)
+{
+    const int exponent = (bits & 0x7fff) >> fraction, last = (1 << (15 - fraction)) - 1;
+    const int steps = (bits & ((1 << fraction) - 1)) + (exponent > 0 ? 1 << fraction : 0);
+    double magnitude = ldexp(steps, min_exponent(fraction) + (exponent > 0 ? exponent - 1 : 0) - fraction);
+    if (exponent == last) magnitude = bits & ((1 << fraction) - 1) ? NAN : INFINITY;
+    return bits & 0x8000 ? -magnitude : magnitude;
+}
+
+/* The bits of a magnitude count the steps from 0 up to it, and infinity comes where the next number would. */
+static uint16_t encode(double value, int fraction)
+{
+    const uint16_t sign = signbit(value) ? 0x8000 : 0, infinity = (uint16_t)(0x7fff >> fraction << fraction);
+    if (isnan(value)) return sign | 0x7fff;
+    if (isinf(value)) return sign | infinity;
+    int exponent;
+    frexp(value, &exponent);
+    const int above = value == 0 || exponent <= min_exponent(fraction) ? 0 : exponent - 1 - min_exponent(fraction);
+    const double steps = rint(ldexp(fabs(value), fraction - min_exponent(fraction) - above));
+    const double bits = ldexp(above, fraction) + steps;
+    return sign | (bits < infinity ? (uint16_t)bits : infinity);
+}
+
 double real_get(const void *data, cumoe_dtype_t dtype, int64_t i)
 {
-    return dtype == CUMOE_F64 ? ((const double *)data)[i] : (double)((const float *)data)[i];
+    if (dtype == CUMOE_F64) return ((const double *)data)[i];
+    if (dtype == CUMOE_F32) return (double)((const float *)data)[i];
+    return decode(((const uint16_t *)data)[i], fraction_bits(dtype));
 }
 
 void real_set(void *data, cumoe_dtype_t dtype, int64_t i, double value)
 {
     if (dtype == CUMOE_F64)
         ((double *)data)[i] = value;
-    else
+    else if (dtype == CUMOE_F32)
         ((float *)data)[i] = (float)value;
+    else
+        ((uint16_t *)data)[i] = encode(value, fraction_bits(dtype));
 }
 
 size_t real_size(cumoe_dtype_t dtype)
 {
-    return dtype == CUMOE_F64 ? sizeof(double) : sizeof(float);
+    return dtype == CUMOE_F64 ? sizeof(double) : dtype == CUMOE_F32 ? sizeof(float) : sizeof(uint16_t);
+}
+
+double real_round(cumoe_dtype_t dtype, double value)
+{
+    if (dtype == CUMOE_F64) return value;
+    if (dtype == CUMOE_F32) return (double)(float)value;
+    return decode(encode(value, fraction_bits(dtype)), fraction_bits(dtype));
 }
 
 double real_rounding_unit(cumoe_dtype_t dtype)
 {
-    return dtype == CUMOE_F64 ? DBL_EPSILON / 2 : (double)FLT_EPSILON / 2;
+    if (dtype == CUMOE_F64) return DBL_EPSILON / 2;
+    if (dtype == CUMOE_F32) return (double)FLT_EPSILON / 2;
+    return ldexp(0.5, -fraction_bits(dtype));
 }
 
 void real_gather(real_view_t view, double *values)
@@ -82,7 +131,8 @@ double compare_scaled(report_t *report, const char *what, int64_t n, const doubl
                     what, wrong, first, actual[first], expected[first]);
     /* Where 0 is expected, nothing else gives a scale. What underflows in F32 may be lost, but no more than that.
      */
-    const double scaled = sqrt(error) / (norm == 0 ? 1 : fmax(sqrt(norm), 1e-30 / limit));
+    const double scale = norm == 0 ? 1 : limit == 0 ? sqrt(norm) : fmax(sqrt(norm), 1e-30 / limit);
+    const double scaled = sqrt(error) / scale;
     if (!(scaled <= limit))
         report_fail(report, "%s: off by %.3g of the size %.6g, allowed is %.3g", what, scaled, sqrt(norm), limit);
     return scaled;

@@ -20,10 +20,13 @@ void report_fail(report_t *report, const char *format, ...) __attribute__((forma
 #define report_check(report, condition)                                                                            \
     ((condition) ? true : (report_fail((report), "%s:%d: %s", __FILE__, __LINE__, #condition), false))
 
-/* Element i of an F32 or F64 array as a double, and back (rounded). */
+/* Element i of an array of F64, F32, BF16 or F16 as a double, and back (rounded to nearest even). */
 double real_get(const void *data, cumoe_dtype_t dtype, int64_t i);
 void real_set(void *data, cumoe_dtype_t dtype, int64_t i, double value);
 size_t real_size(cumoe_dtype_t dtype);
+
+/* The number of the type nearest to value. */
+double real_round(cumoe_dtype_t dtype, double value);
 
 /* Half a unit in the last place at 1. */
 double real_rounding_unit(cumoe_dtype_t dtype);

@@ -6,16 +6,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-double problem_limit(const problem_t *p)
+double problem_gate_limit(const problem_t *p)
 {
     const int64_t length = p->tokens + p->hidden_size + p->intermediate_size + p->experts;
-    return 8 * sqrt((double)length) * real_rounding_unit(p->options.dtype);
+    return 8 * sqrt((double)length) * real_rounding_unit(p->gate_type);
 }
 
 double problem_sum_limit(const problem_t *p)
 {
     const double unit = ldexp(0.5, -CUMOE_FIXED_POINT_BITS(p->options.dtype));
-    return problem_limit(p) + 8 * sqrt((double)p->tokens) * unit;
+    return problem_gate_limit(p) + 8 * sqrt((double)p->tokens) * unit;
+}
+
+/* The reference rounds to 16 bits where the library does. A sum that lies beside a boundary may still go to the
+ * other side of it, two units off, and the next sum hands that on. Even if every number of all four arrays between
+ * x and y (or dy and dx) did, independently, it would be sqrt(4) times two units. */
+double problem_limit(const problem_t *p)
+{
+    const bool rounded = p->options.dtype != p->gate_type;
+    return problem_gate_limit(p) + (rounded ? 4 * real_rounding_unit(p->options.dtype) : 0);
 }
 
 /* ---- outputs ---- */
@@ -26,7 +35,7 @@ typedef struct output {
     size_t size;
 } output_t;
 
-enum { MAX_OUTPUTS = 8 };
+enum { MAX_OUTPUTS = 2 + NUM_MATRICES };
 
 static size_t row_bytes(const problem_t *p, int64_t stride)
 {
@@ -36,7 +45,7 @@ static size_t row_bytes(const problem_t *p, int64_t stride)
 static int forward_outputs(const problem_t *p, output_t *outputs)
 {
     const cumoe_forward_args_t *a = &p->forward;
-    const size_t real = real_size(p->options.dtype), E = (size_t)p->experts, slots = (size_t)(p->tokens * p->top_k);
+    const size_t real = real_size(p->gate_type), E = (size_t)p->experts, slots = (size_t)(p->tokens * p->top_k);
     const output_t all[] = {
         {"y", a->y, row_bytes(p, a->y_stride)},
         {"chosen_expert", a->chosen_expert, slots * sizeof(int32_t)},
@@ -57,8 +66,8 @@ static int backward_outputs(const problem_t *p, output_t *outputs)
     int n = 0;
     outputs[n++] = (output_t){"dx", p->backward.dx, row_bytes(p, p->backward.dx_stride)};
     if (p->backward.dindex_weight)
-        outputs[n++] = (output_t){"dindex_weight", p->backward.dindex_weight, slots * real_size(p->options.dtype)};
-    for (int m = 0; m < NUM_MATRICES; m++)
+        outputs[n++] = (output_t){"dindex_weight", p->backward.dindex_weight, slots * real_size(p->gate_type)};
+    for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
         if (p->gradient_bytes[m])
             outputs[n++] = (output_t){PROBLEM_MATRIX_NAMES[m], *problem_matrix_pointer(&p->gradients, m),
                                       p->gradient_bytes[m]};
@@ -101,9 +110,9 @@ void problem_bits_free(problem_bits_t *bits)
 
 void problem_reset_gradients(problem_t *p)
 {
-    for (int m = 0; m < NUM_MATRICES; m++)
+    for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
         if (p->gradient_bytes[m]) buffer_poison(*problem_matrix_pointer(&p->gradients, m), p->gradient_bytes[m]);
-    for (int m = 0; m < NUM_MATRICES; m++)
+    for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
         if (problem_has_matrix(p, m)) problem_matrix_set(p, &p->gradients, m, p->gradient_before[m]);
 }
 
@@ -142,23 +151,27 @@ static bool padding(const problem_t *p, int64_t t)
 }
 
 /* Rows of tokens: as expected, exactly 0 for padding, untouched beyond the live ones and between the rows. */
-void problem_check_rows(const problem_t *p, const char *what, const void *data, int64_t stride,
-                        const double *expected, const double *size, double limit, report_t *report)
+void problem_check_rows(const problem_t *p, const char *what, real_view_t rows, const double *expected,
+                        const double *size, double limit, report_t *report)
 {
-    const int64_t H = p->hidden_size;
-    const size_t real = real_size(p->options.dtype);
-    const char *bytes = data;
-    const real_view_t view = {(void *)data, p->options.dtype, p->live_tokens, H, stride, 1};
-    if (expected) compare_view(report, what, view, expected, size, limit);
+    const size_t real = real_size(rows.dtype), used = (size_t)rows.cols * real;
+    real_view_t live_rows = rows;
+    live_rows.rows = p->live_tokens;
+    if (expected) compare_view(report, what, live_rows, expected, size, limit);
     for (int64_t t = 0; t < p->tokens; t++) {
-        const char *row = bytes + (size_t)(t * stride) * real;
+        const char *row = (const char *)rows.data + (size_t)(t * rows.row_stride) * real;
         const bool live = t < p->live_tokens;
-        if (!buffer_is_poison(row + (live ? (size_t)H * real : 0), (size_t)(live ? stride - H : stride) * real))
+        if (!buffer_is_poison(row + (live ? used : 0), (size_t)rows.row_stride * real - (live ? used : 0)))
             report_fail(report, "%s: written outside of live rows, near row %" PRId64, what, t);
-        for (int64_t h = 0; h < H && live && padding(p, t); h++)
-            if (real_get(row, p->options.dtype, h) != 0)
+        for (int64_t h = 0; h < rows.cols && live && padding(p, t); h++)
+            if (real_get(row, rows.dtype, h) != 0)
                 report_fail(report, "%s: row %" PRId64 " is padding and not 0", what, t);
     }
+}
+
+real_view_t problem_rows_view(const problem_t *p, const void *data, int64_t stride)
+{
+    return (real_view_t){(void *)data, p->options.dtype, p->tokens, p->hidden_size, stride, 1};
 }
 
 /* Padding and tokens that are not live have no experts. */
@@ -171,11 +184,11 @@ static void check_choices(const problem_t *p, report_t *report)
                         s % p->top_k, s / p->top_k, p->forward.chosen_expert[s], p->expected.expert[s]);
             break;
         }
-    compare_vector(report, "chosen_weight", p->forward.chosen_weight, p->options.dtype, slots, p->expected.weight,
-                   problem_limit(p));
+    compare_vector(report, "chosen_weight", p->forward.chosen_weight, p->gate_type, slots, p->expected.weight,
+                   problem_gate_limit(p));
     for (int64_t s = 0; s < slots; s++)
         if (p->expected.weight[s] == 0 && p->expected.expert[s] < 0)
-            report_check(report, real_get(p->forward.chosen_weight, p->options.dtype, s) == 0);
+            report_check(report, real_get(p->forward.chosen_weight, p->gate_type, s) == 0);
 }
 
 /* CV^2 of numbers that are off by a relative limit: CV is off by about the limit. */
@@ -183,7 +196,7 @@ static void check_losses(const problem_t *p, report_t *report)
 {
     const double limit = problem_sum_limit(p);
     for (int l = 0; l < CUMOE_NUM_LOSSES; l++) {
-        const double actual = real_get(p->forward.losses, p->options.dtype, l), expected = p->expected.losses[l];
+        const double actual = real_get(p->forward.losses, p->gate_type, l), expected = p->expected.losses[l];
         const double allowed = limit * (expected + 2 * sqrt(expected) + limit);
         if (!(fabs(actual - expected) <= allowed))
             report_fail(report, "losses[%d] = %.9g, expected %.9g +- %.3g", l, actual, expected, allowed);
@@ -228,25 +241,39 @@ void problem_check_gate(problem_t *p, report_t *report)
         if (p->forward.expert_count[e] != p->expected.count[e])
             report_fail(report, "expert_count[%" PRId64 "] = %d, expected %" PRId64, e, p->forward.expert_count[e],
                         p->expected.count[e]);
-    compare_vector(report, "importance", p->forward.importance, p->options.dtype, p->experts,
-                   p->expected.importance, problem_sum_limit(p));
-    compare_vector(report, "load", p->forward.load, p->options.dtype, p->experts, p->expected.load,
+    compare_vector(report, "importance", p->forward.importance, p->gate_type, p->experts, p->expected.importance,
+                   problem_sum_limit(p));
+    compare_vector(report, "load", p->forward.load, p->gate_type, p->experts, p->expected.load,
                    problem_sum_limit(p));
     check_losses(p, report);
     check_statistics(p, report);
 }
 
+/* Of what experts give: nothing at all where every sum is exact. */
+static double experts_limit(const problem_t *p)
+{
+    return p->layer_case.pattern == PATTERN_INTEGERS ? 0 : problem_limit(p);
+}
+
+/* Of what the gate has a part in: it gets the gradients of its weights from the experts. */
+static double gate_gradient_limit(const problem_t *p)
+{
+    return fmax(experts_limit(p), p->options.variant.gate == CUMOE_GATE_EXTERNAL ? 0 : problem_sum_limit(p));
+}
+
 void problem_check_forward(problem_t *p, report_t *report)
 {
     report->context = p->name;
-    problem_check_rows(p, "y", p->forward.y, p->forward.y_stride, p->expected.y, NULL, problem_limit(p), report);
+    problem_check_rows(p, "y", problem_rows_view(p, p->forward.y, p->forward.y_stride), p->expected.y, NULL,
+                       experts_limit(p), report);
     problem_check_gate(p, report);
 }
 
 static const double *expected_gradient(const problem_t *p, problem_matrix_t matrix)
 {
-    const double *const gradients[] = {p->expected.dw_gate, p->expected.dw_noise, p->expected.dw_up,
-                                       p->expected.dw_glu, p->expected.dw_down};
+    const double *const gradients[NUM_MATRICES] = {p->expected.dw_gate, p->expected.dw_noise, p->expected.dw_up,
+                                                   p->expected.dw_glu,  p->expected.db_up,    p->expected.db_glu,
+                                                   p->expected.dw_down, p->expected.db_down};
     return gradients[matrix];
 }
 
@@ -270,12 +297,12 @@ static void check_idle_experts(const problem_t *p, problem_matrix_t matrix, cons
 static void check_gradient(problem_t *p, problem_matrix_t matrix, report_t *report)
 {
     const int64_t n = problem_matrix_elements(p, matrix);
-    const bool gate = matrix == MATRIX_GATE || matrix == MATRIX_NOISE,
-               add = p->layer_case.mode == CUMOE_GRADIENT_ADD;
+    const bool add = p->layer_case.mode == CUMOE_GRADIENT_ADD;
+    const cumoe_dtype_t dtype = problem_matrix_view(p, &p->gradients, matrix, 0).dtype;
     const double *computed = expected_gradient(p, matrix), *before = p->gradient_before[matrix];
-    const double *terms = !gate                   ? computed
-                          : matrix == MATRIX_GATE ? p->expected.dw_gate_size
-                                                  : p->expected.dw_noise_size;
+    const double *terms = matrix == MATRIX_GATE    ? p->expected.dw_gate_size
+                          : matrix == MATRIX_NOISE ? p->expected.dw_noise_size
+                                                   : computed;
     double *values = malloc((size_t)(3 * n) * sizeof *values);
     if (!values) {
         report_fail(report, "no memory to compare");
@@ -284,11 +311,11 @@ static void check_gradient(problem_t *p, problem_matrix_t matrix, report_t *repo
     double *actual = values, *wanted = values + n, *size = values + 2 * n;
     problem_matrix_get(p, &p->gradients, matrix, actual);
     for (int64_t i = 0; i < n; i++) {
-        wanted[i] = computed[i] + (add ? before[i] : 0);
+        wanted[i] = real_round(dtype, computed[i] + (add ? before[i] : 0));
         size[i] = fabs(terms[i]) + (add ? fabs(before[i]) : 0);
     }
     compare_scaled(report, PROBLEM_MATRIX_NAMES[matrix], n, actual, wanted, size,
-                   gate ? problem_sum_limit(p) : problem_limit(p));
+                   matrix < MATRIX_UP ? gate_gradient_limit(p) : experts_limit(p));
     check_idle_experts(p, matrix, actual, report);
     free(values);
 }
@@ -331,10 +358,10 @@ const double *problem_expected_dx(const problem_t *p, const double *expected)
 void problem_check_backward(problem_t *p, report_t *report)
 {
     report->context = p->name;
-    problem_check_rows(p, "dx", p->backward.dx, p->backward.dx_stride, problem_expected_dx(p, p->expected.dx),
-                       p->expected.dx_size, problem_sum_limit(p), report);
+    problem_check_rows(p, "dx", problem_rows_view(p, p->backward.dx, p->backward.dx_stride),
+                       problem_expected_dx(p, p->expected.dx), p->expected.dx_size, gate_gradient_limit(p), report);
     if (p->backward.dindex_weight)
-        compare_vector(report, "dindex_weight", p->backward.dindex_weight, p->options.dtype, p->tokens * p->top_k,
+        compare_vector(report, "dindex_weight", p->backward.dindex_weight, p->gate_type, p->tokens * p->top_k,
                        p->expected.dweight, problem_limit(p));
-    problem_check_gradients(p, MATRIX_GATE, MATRIX_DOWN, report);
+    problem_check_gradients(p, MATRIX_GATE, MATRIX_DOWN_BIAS, report);
 }

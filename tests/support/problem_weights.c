@@ -1,55 +1,67 @@
 /* Layouts of weights: where element (expert, row, column) of a matrix stands. */
 #include "tests/support/problem.h"
 
-#include <stdlib.h>
+const char *const PROBLEM_MATRIX_NAMES[NUM_MATRICES] = {"w_gate", "w_noise", "w_up",   "w_glu",
+                                                        "b_up",   "b_glu",   "w_down", "b_down"};
 
-const char *const PROBLEM_MATRIX_NAMES[NUM_MATRICES] = {"w_gate", "w_noise", "w_up", "w_glu", "w_down"};
-
-static bool has_glu(const problem_t *problem)
+bool problem_has_glu(const problem_t *problem)
 {
-    return problem->options.activation == CUMOE_ACTIVATION_SWIGLU;
+    const cumoe_activation_t activation = problem->options.activation;
+    return activation == CUMOE_ACTIVATION_SWIGLU || activation == CUMOE_ACTIVATION_GEGLU ||
+           activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
 }
 
 bool problem_has_matrix(const problem_t *problem, problem_matrix_t matrix)
 {
+    const bool has_up = problem->options.activation != CUMOE_ACTIVATION_IDENTITY, bias = problem->options.bias;
     switch (matrix) {
     case MATRIX_GATE:
         return problem->options.variant.gate != CUMOE_GATE_EXTERNAL;
     case MATRIX_NOISE:
         return problem->options.variant.gate == CUMOE_GATE_NOISY_TOPK;
+    case MATRIX_UP:
+        return has_up;
+    case MATRIX_UP_BIAS:
+        return has_up && bias;
     case MATRIX_GLU:
-        return has_glu(problem);
+        return problem_has_glu(problem);
+    case MATRIX_GLU_BIAS:
+        return problem_has_glu(problem) && bias;
+    case MATRIX_DOWN_BIAS:
+        return bias;
     default:
         return true;
     }
 }
 
-void *const *problem_matrix_pointer(const cumoe_weights_t *weights, problem_matrix_t matrix)
+/* Which half of a combined array is meant. */
+static bool is_glu(problem_matrix_t matrix)
 {
-    switch (matrix) {
-    case MATRIX_GATE:
-        return &weights->w_gate;
-    case MATRIX_NOISE:
-        return &weights->w_noise;
-    case MATRIX_UP:
-        return &weights->w_up;
-    case MATRIX_GLU:
-        return weights->glu == CUMOE_GLU_SEPARATE ? &weights->w_glu : &weights->w_up;
-    default:
-        return &weights->w_down;
-    }
+    return matrix == MATRIX_GLU || matrix == MATRIX_GLU_BIAS;
 }
 
-/* Rows 0, 1, ... of up or glu inside the array w_up [E, 2I, H]: first row, and distance in rows. */
+void *const *problem_matrix_pointer(const cumoe_weights_t *weights, problem_matrix_t matrix)
+{
+    const bool combined = weights->glu != CUMOE_GLU_SEPARATE;
+    void *const *const pointers[NUM_MATRICES] = {
+        &weights->w_gate, &weights->w_noise,
+        &weights->w_up,   combined ? &weights->w_up : &weights->w_glu,
+        &weights->b_up,   combined ? &weights->b_up : &weights->b_glu,
+        &weights->w_down, &weights->b_down,
+    };
+    return pointers[matrix];
+}
+
+/* Rows 0, 1, ... of up or glu inside the array w_up [E, 2I, H], and of biases inside b_up [E, 2I]: the first, and
+ * the distance. */
 static void placed_rows(const problem_t *problem, cumoe_glu_placement_t glu, problem_matrix_t matrix,
                         int64_t *first, int64_t *step)
 {
     const int64_t I = problem->intermediate_size;
-    const bool is_glu = matrix == MATRIX_GLU;
     *step = glu == CUMOE_GLU_INTERLEAVED ? 2 : 1;
-    *first = glu == CUMOE_GLU_FIRST         ? (is_glu ? 0 : I)
-             : glu == CUMOE_GLU_LAST        ? (is_glu ? I : 0)
-             : glu == CUMOE_GLU_INTERLEAVED ? (is_glu ? 0 : 1)
+    *first = glu == CUMOE_GLU_FIRST         ? (is_glu(matrix) ? 0 : I)
+             : glu == CUMOE_GLU_LAST        ? (is_glu(matrix) ? I : 0)
+             : glu == CUMOE_GLU_INTERLEAVED ? (is_glu(matrix) ? 0 : 1)
                                             : 0;
 }
 
@@ -63,30 +75,53 @@ static int64_t or_default(int64_t stride, int64_t fallback)
     return stride ? stride : fallback;
 }
 
+static bool of_gate(problem_matrix_t matrix)
+{
+    return matrix == MATRIX_GATE || matrix == MATRIX_NOISE;
+}
+
+static cumoe_dtype_t matrix_dtype(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix)
+{
+    if (of_gate(matrix)) return weights->gate_dtype ? weights->gate_dtype : problem->gate_type;
+    return weights->dtype ? weights->dtype : problem->options.dtype;
+}
+
+/* A matrix with one row per expert, col_step elements between its columns. */
+static real_view_t one_row(int64_t cols, int64_t col_step)
+{
+    return (real_view_t){.rows = 1, .cols = cols, .row_stride = cols * col_step, .col_stride = col_step};
+}
+
 real_view_t problem_matrix_view(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,
                                 int64_t expert)
 {
-    const int64_t H = problem->hidden_size, I = problem->intermediate_size;
-    real_view_t view = {.data = *problem_matrix_pointer(weights, matrix), .dtype = problem->options.dtype};
-    int64_t offset;
-    if (matrix == MATRIX_GATE || matrix == MATRIX_NOISE) {
-        view.rows = 1, view.cols = H, view.row_stride = H, view.col_stride = 1;
+    const int64_t H = problem->hidden_size, I = problem->intermediate_size,
+                  rows = stored_rows(problem, weights->glu);
+    int64_t first, step, offset;
+    real_view_t view;
+    placed_rows(problem, weights->glu, matrix, &first, &step);
+    if (of_gate(matrix) || matrix == MATRIX_DOWN_BIAS) {
+        view = one_row(H, 1);
         offset = expert * H;
+    } else if (matrix == MATRIX_UP_BIAS || matrix == MATRIX_GLU_BIAS) {
+        view = one_row(I, step);
+        offset = expert * rows + first;
     } else if (matrix == MATRIX_DOWN) {
-        view.rows = H, view.cols = I;
-        view.col_stride = or_default(weights->down_col_stride, 1);
-        view.row_stride = or_default(weights->down_row_stride, I);
+        view = (real_view_t){.rows = H,
+                             .cols = I,
+                             .row_stride = or_default(weights->down_row_stride, I),
+                             .col_stride = or_default(weights->down_col_stride, 1)};
         offset = expert * or_default(weights->down_expert_stride, H * I);
     } else {
-        int64_t first, step;
-        placed_rows(problem, weights->glu, matrix, &first, &step);
         const int64_t row_stride = or_default(weights->up_row_stride, H);
-        view.rows = I, view.cols = H;
-        view.col_stride = or_default(weights->up_col_stride, 1);
-        view.row_stride = step * row_stride;
-        offset = expert * or_default(weights->up_expert_stride, stored_rows(problem, weights->glu) * H) +
-                 first * row_stride;
+        view = (real_view_t){.rows = I,
+                             .cols = H,
+                             .row_stride = step * row_stride,
+                             .col_stride = or_default(weights->up_col_stride, 1)};
+        offset = expert * or_default(weights->up_expert_stride, rows * H) + first * row_stride;
     }
+    view.dtype = matrix_dtype(problem, weights, matrix);
+    view.data = *problem_matrix_pointer(weights, matrix);
     if (view.data) view.data = (char *)view.data + (size_t)offset * real_size(view.dtype);
     return view;
 }
@@ -95,8 +130,8 @@ void problem_weights_layout(problem_t *problem, cumoe_weights_t *weights, cumoe_
                             case_layout_t layout, size_t *bytes)
 {
     const int64_t H = problem->hidden_size, I = problem->intermediate_size, E = problem->experts;
-    *weights =
-        (cumoe_weights_t){.struct_size = sizeof *weights, .glu = has_glu(problem) ? glu : CUMOE_GLU_SEPARATE};
+    weights->struct_size = sizeof *weights;
+    weights->glu = problem_has_glu(problem) ? glu : CUMOE_GLU_SEPARATE;
     const int64_t rows = stored_rows(problem, weights->glu);
     int64_t up_elements = E * rows * H, down_elements = E * H * I;
     if (layout == LAYOUT_PADDED) {
@@ -112,11 +147,12 @@ void problem_weights_layout(problem_t *problem, cumoe_weights_t *weights, cumoe_
         weights->down_row_stride = 1;
         weights->down_col_stride = H;
     }
-    const int64_t elements[NUM_MATRICES] = {E * H, E * H, up_elements, up_elements, down_elements};
-    for (int m = 0; m < NUM_MATRICES; m++) {
-        const bool inside_up = m == MATRIX_GLU && weights->glu != CUMOE_GLU_SEPARATE;
+    const int64_t elements[NUM_MATRICES] = {E * H,    E * H,    up_elements,   up_elements,
+                                            E * rows, E * rows, down_elements, E * H};
+    for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
+        const bool inside_up = is_glu(m) && weights->glu != CUMOE_GLU_SEPARATE;
         bytes[m] = problem_has_matrix(problem, m) && !inside_up
-                       ? (size_t)elements[m] * real_size(problem->options.dtype)
+                       ? (size_t)elements[m] * real_size(matrix_dtype(problem, weights, m))
                        : 0;
         if (bytes[m]) *(void **)problem_matrix_pointer(weights, m) = buffer_get(&problem->buffers, bytes[m]);
     }
@@ -124,8 +160,8 @@ void problem_weights_layout(problem_t *problem, cumoe_weights_t *weights, cumoe_
 
 int64_t problem_matrix_elements(const problem_t *problem, problem_matrix_t matrix)
 {
-    const bool gate = matrix == MATRIX_GATE || matrix == MATRIX_NOISE;
-    return problem->experts * problem->hidden_size * (gate ? 1 : problem->intermediate_size);
+    const real_view_t view = problem_matrix_view(problem, &problem->weights, matrix, 0);
+    return problem->experts * view.rows * view.cols;
 }
 
 void problem_matrix_set(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,

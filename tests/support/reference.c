@@ -42,6 +42,9 @@ static void cut_all(const reference_input_t *in, reference_result_t *r, cutter_t
     r->dx = cut(c, T * H);
     r->dw_gate = cut(c, E * H);
     r->dw_noise = cut(c, E * H);
+    r->db_up = cut(c, E * I);
+    r->db_glu = cut(c, E * I);
+    r->db_down = cut(c, E * H);
     r->dx_gate_size = cut(c, T * H);
     r->dx_size = cut(c, T * H);
     r->dw_gate_size = cut(c, E * H);
@@ -240,22 +243,23 @@ static void gate_forward(const reference_input_t *in, reference_result_t *r)
 
 /* ---- experts ---- */
 
+static double product(int64_t n, const double *a, const double *b, const double *bias, int64_t row)
+{
+    return dot(n, a, b + row * n) + (bias ? bias[row] : 0);
+}
+
 static void expert_forward(const reference_input_t *in, reference_result_t *r, int64_t t, int64_t slot)
 {
     const int64_t H = in->hidden_size, I = in->intermediate_size, e = r->expert[slot];
     const double *x = in->x + t * H;
     for (int64_t i = 0; i < I; i++) {
         const int64_t si = slot * I + i;
-        r->up[si] = dot(H, x, in->w_up + (e * I + i) * H);
-        if (has_glu(in)) {
-            r->glu[si] = dot(H, x, in->w_glu + (e * I + i) * H);
-            r->hidden[si] = r->glu[si] * sigmoid(r->glu[si]) * r->up[si];
-        } else {
-            r->hidden[si] = r->up[si] > 0 ? r->up[si] : 0;
-        }
+        r->up[si] = has_up(in) ? stored(in, product(H, x, in->w_up, in->b_up, e * I + i)) : x[i];
+        if (has_glu(in)) r->glu[si] = stored(in, product(H, x, in->w_glu, in->b_glu, e * I + i));
+        r->hidden[si] = stored(in, reference_activation(in, r->up[si], r->glu[si]).value);
     }
     for (int64_t h = 0; h < H; h++)
-        r->output[slot * H + h] = dot(I, r->hidden + slot * I, in->w_down + (e * H + h) * I);
+        r->output[slot * H + h] = stored(in, product(I, r->hidden + slot * I, in->w_down, in->b_down, e * H + h));
 }
 
 /* ---- the whole ---- */
@@ -279,6 +283,7 @@ void reference_forward(const reference_input_t *in, reference_result_t *r)
                 for (int64_t h = 0; h < H; h++) r->y[t * H + h] = NAN;
             }
         }
+        for (int64_t h = 0; h < H; h++) r->y[t * H + h] = stored(in, r->y[t * H + h]);
     }
 }
 
@@ -290,6 +295,15 @@ double reference_total(const reference_input_t *in, const reference_result_t *r)
         if (active(in, t) && !isnan(r->y[t * H])) total += dot(H, in->dy + t * H, r->y + t * H);
     for (int l = 0; l < CUMOE_NUM_LOSSES; l++) total += in->loss_gradient[l] * r->losses[l];
     return total;
+}
+
+/* A limit of SWIGLU_CLAMPED that a rounded pre-activation meets is no kink: both sides meet it. */
+static double activation_margin(const reference_input_t *in, double up, double glu)
+{
+    const double limit = in->swiglu_limit;
+    if (in->activation == CUMOE_ACTIVATION_RELU) return fabs(up);
+    if (in->activation != CUMOE_ACTIVATION_SWIGLU_CLAMPED || in->round) return INFINITY;
+    return fmin(fabs(fabs(up) - limit), fabs(glu - limit));
 }
 
 double reference_margin(const reference_input_t *in, const reference_result_t *r, int64_t t)
@@ -305,7 +319,8 @@ double reference_margin(const reference_input_t *in, const reference_result_t *r
             previous = next;
         }
     }
-    for (int64_t s = t * K; s < (t + 1) * K && in->activation == CUMOE_ACTIVATION_RELU; s++)
-        for (int64_t i = 0; i < I && r->expert[s] >= 0; i++) margin = fmin(margin, fabs(r->up[s * I + i]));
+    for (int64_t s = t * K; s < (t + 1) * K; s++)
+        for (int64_t i = s * I; i < (s + 1) * I && r->expert[s] >= 0; i++)
+            margin = fmin(margin, activation_margin(in, r->up[i], r->glu[i]));
     return margin;
 }

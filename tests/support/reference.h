@@ -1,13 +1,16 @@
 /* The layer once more, in double precision, straight from the formulas of the paper and as naive as possible: no
  * sorting of rows, no tiles, no threads, every array at full size. It shares nothing with the library but the
  * public enumerations; the noise comes in as an array. Results are kept per token and slot (the j-th choice of
- * token t is slot t * K + j), so that a test of a single stage finds what it needs.
+ * token t is slot t * K + j), so that a test of a single stage finds what it needs. For tokens of 16 bits it rounds
+ * what stands in arrays of the token type, as the next stage reads it.
  *
  *   c = x w_gate^T     s = max(softplus(x w_noise^T) + noise_epsilon, FLT_MIN)     v = c + noise * s
  *   weights = softmax over the K largest of v           importance_e = sum_t weight     (eq. 3-6)
  *   P(x, i) = Phi((c_i - kth_excluding(v, K, i)) / s_i)       load_i = sum_t P          (eq. 8-10)
  *   losses  = CV^2 of importance, CV^2 of load                                          (eq. 7, 11)
- *   y = sum over choices of weight * act(x w_up^T ...) w_down^T                         (eq. 1) */
+ *   y = sum over choices of weight * (act(x w_up^T + b_up ...) w_down^T + b_down)       (eq. 1)
+ *
+ * IDENTITY has no w_up: its pre-activations are the rows of x, and intermediate_size is hidden_size. */
 #ifndef CUMOE_TESTS_REFERENCE_H
 #define CUMOE_TESTS_REFERENCE_H
 
@@ -18,7 +21,9 @@
 typedef struct reference_input {
     cumoe_gate_kind_t gate; /* NOISY_TOPK, SOFTMAX (top_k = experts), EXTERNAL */
     cumoe_activation_t activation;
-    int64_t tokens, live_tokens; /* T, and how many of them are computed */
+    double swiglu_limit, swiglu_alpha; /* SWIGLU_CLAMPED */
+    double (*round)(double);           /* to the token type; NULL = nothing is rounded */
+    int64_t tokens, live_tokens;       /* T, and how many of them are computed */
     int64_t hidden_size, intermediate_size, experts, top_k;
     bool training;
     double noise_epsilon;
@@ -28,9 +33,11 @@ typedef struct reference_input {
     const double *x;            /* [T, H] */
     const double *w_gate;       /* [E, H] */
     const double *w_noise;      /* [E, H] */
-    const double *w_up;         /* [E, I, H] */
-    const double *w_glu;        /* [E, I, H] SWIGLU */
+    const double *w_up;         /* [E, I, H] not IDENTITY */
+    const double *w_glu;        /* [E, I, H] gated linear units */
     const double *w_down;       /* [E, H, I] */
+    const double *b_up, *b_glu; /* [E, I] or NULL */
+    const double *b_down;       /* [E, H] or NULL */
     const int64_t *index;       /* [T, K] EXTERNAL */
     const double *index_weight; /* [T, K] EXTERNAL */
 
@@ -56,12 +63,14 @@ typedef struct reference_result {
     double *y;                 /* [T, H] 0 for padding; NaN beyond the live tokens: nobody may look there */
 
     /* backward */
-    double *dweight;       /* [T, K] <dy, output>: without the losses */
+    double *dweight;       /* [T, K] <dy w_down, hidden> + <dy, b_down>: without the losses */
     double *dup, *dglu;    /* [T * K, I] */
     double *drows;         /* [T * K, H] */
     double *dclean, *draw; /* [T, E] gradients of x w_gate^T and of x w_noise^T */
     double *dx_gate, *dx;  /* [T, H] */
     double *dw_gate, *dw_noise, *dw_up, *dw_glu, *dw_down;
+    double *db_up, *db_glu; /* [E, I] */
+    double *db_down;        /* [E, H] */
 
     /* how large the terms of these are before they cancel */
     double *dx_gate_size, *dx_size, *dw_gate_size, *dw_noise_size;
@@ -86,9 +95,16 @@ void reference_sizes(const reference_input_t *input, reference_result_t *result)
  * out. After reference_forward(). */
 double reference_total(const reference_input_t *input, const reference_result_t *result);
 
+/* An activation, and its derivatives by up and by glu. */
+typedef struct reference_activation {
+    double value, dup, dglu;
+} reference_activation_t;
+
+reference_activation_t reference_activation(const reference_input_t *input, double up, double glu);
+
 /* How far a token is from the next kink: the smallest gap between neighbours among the K + 2 largest noisy logits
- * (selection, order of slots, thresholds), and for RELU the smallest |pre-activation|. After reference_forward().
- */
+ * (selection, order of slots, thresholds), and the smallest distance of a pre-activation from a kink of the
+ * activation. After reference_forward(). */
 double reference_margin(const reference_input_t *input, const reference_result_t *result, int64_t token);
 
 /* Squared coefficient of variation of v[n], population variance, 0 for a zero vector; and its gradient. */

@@ -6,38 +6,49 @@
 
 /* ---- experts ---- */
 
-/* dhidden = weight * dy w_down, then through the activation into dup and dglu. */
-static void activation_backward(const reference_input_t *in, reference_result_t *r, int64_t slot, int64_t i,
-                                double dhidden)
+/* g = weight, d = dy w_down:  dz = g d act'(z),  dweight = <d, hidden>. */
+static void down_backward(const reference_input_t *in, reference_result_t *r, int64_t t, int64_t slot)
 {
-    const int64_t si = slot * in->intermediate_size + i;
-    if (has_glu(in)) {
-        const double glu = r->glu[si], s = sigmoid(glu);
-        r->dup[si] = dhidden * glu * s;
-        r->dglu[si] = dhidden * r->up[si] * (s + glu * s * (1 - s));
-    } else {
-        r->dup[si] = r->up[si] > 0 ? dhidden : 0;
+    const int64_t H = in->hidden_size, I = in->intermediate_size, e = r->expert[slot];
+    const double *dy = in->dy + t * H;
+    const double g = r->weight[slot];
+    for (int64_t i = 0; i < I; i++) {
+        const int64_t si = slot * I + i;
+        const reference_activation_t a = reference_activation(in, r->up[si], r->glu[si]);
+        const double scaled = stored(in, g * r->hidden[si]);
+        double d = 0;
+        for (int64_t h = 0; h < H; h++) d += dy[h] * in->w_down[(e * H + h) * I + i];
+        for (int64_t h = 0; h < H; h++) r->dw_down[(e * H + h) * I + i] += dy[h] * scaled;
+        r->dweight[slot] += d * r->hidden[si];
+        r->dup[si] = stored(in, g * d * a.dup);
+        r->dglu[si] = stored(in, g * d * a.dglu);
+    }
+    add_scaled(H, g, dy, r->db_down + e * H);
+    if (in->b_down) r->dweight[slot] += dot(H, dy, in->b_down + e * H);
+}
+
+/* One of up and glu: its dz into the gradients and, through w, into drows. */
+static void up_backward(const reference_input_t *in, reference_result_t *r, int64_t t, int64_t slot,
+                        const double *w, const double *dz, double *dw, double *db)
+{
+    const int64_t H = in->hidden_size, I = in->intermediate_size, e = r->expert[slot];
+    add_scaled(I, 1, dz + slot * I, db + e * I);
+    for (int64_t i = 0; i < I; i++) {
+        add_scaled(H, dz[slot * I + i], in->x + t * H, dw + (e * I + i) * H);
+        add_scaled(H, dz[slot * I + i], w + (e * I + i) * H, r->drows + slot * H);
     }
 }
 
 static void expert_backward(const reference_input_t *in, reference_result_t *r, int64_t t, int64_t slot)
 {
-    const int64_t H = in->hidden_size, I = in->intermediate_size, e = r->expert[slot];
-    const double *x = in->x + t * H, *dy = in->dy + t * H;
-    r->dweight[slot] = dot(H, dy, r->output + slot * H);
-    for (int64_t h = 0; h < H; h++)
-        add_scaled(I, r->weight[slot] * dy[h], r->hidden + slot * I, r->dw_down + (e * H + h) * I);
-    for (int64_t i = 0; i < I; i++) {
-        const int64_t si = slot * I + i, row = (e * I + i) * H;
-        double dhidden = 0;
-        for (int64_t h = 0; h < H; h++) dhidden += r->weight[slot] * dy[h] * in->w_down[(e * H + h) * I + i];
-        activation_backward(in, r, slot, i, dhidden);
-        add_scaled(H, r->dup[si], x, r->dw_up + row);
-        add_scaled(H, r->dup[si], in->w_up + row, r->drows + slot * H);
-        if (!has_glu(in)) continue;
-        add_scaled(H, r->dglu[si], x, r->dw_glu + row);
-        add_scaled(H, r->dglu[si], in->w_glu + row, r->drows + slot * H);
-    }
+    const int64_t H = in->hidden_size;
+    down_backward(in, r, t, slot);
+    if (has_up(in))
+        up_backward(in, r, t, slot, in->w_up, r->dup, r->dw_up, r->db_up);
+    else
+        add_scaled(H, 1, r->dup + slot * H, r->drows + slot * H);
+    if (has_glu(in)) up_backward(in, r, t, slot, in->w_glu, r->dglu, r->dw_glu, r->db_glu);
+    for (int64_t h = slot * H; h < (slot + 1) * H; h++) r->drows[h] = stored(in, r->drows[h]);
     add_scaled(H, 1, r->drows + slot * H, r->dx + t * H);
 }
 
@@ -112,6 +123,7 @@ void reference_backward(const reference_input_t *in, reference_result_t *r)
         for (int64_t s = t * in->top_k; s < (t + 1) * in->top_k; s++)
             if (r->expert[s] >= 0) expert_backward(in, r, t, s);
         if (in->gate != CUMOE_GATE_EXTERNAL) gate_backward(in, r, t, dstd);
+        for (int64_t h = t * in->hidden_size; h < (t + 1) * in->hidden_size; h++) r->dx[h] = stored(in, r->dx[h]);
     }
     free(dstd);
 }

@@ -58,9 +58,21 @@ static inline bool refused(double v)
     return isnan(v) || v == (double)INFINITY;
 }
 
+static inline bool has_up(const reference_input_t *in)
+{
+    return in->activation != CUMOE_ACTIVATION_IDENTITY;
+}
+
 static inline bool has_glu(const reference_input_t *in)
 {
-    return in->activation == CUMOE_ACTIVATION_SWIGLU;
+    return in->activation == CUMOE_ACTIVATION_SWIGLU || in->activation == CUMOE_ACTIVATION_GEGLU ||
+           in->activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
+}
+
+/* As an array of the token type holds it. */
+static inline double stored(const reference_input_t *in, double value)
+{
+    return in->round ? in->round(value) : value;
 }
 
 #endif

@@ -1,6 +1,7 @@
 /* The library allocates when something is created and never in a call; every allocation may fail. */
 #include "tests/suite.h"
 #include "tests/unit/allocation.h"
+#include "tests/unit/optimizer_problem.h"
 
 #include <stdlib.h>
 
@@ -105,14 +106,10 @@ Test(allocation, calls_allocate_nothing)
 {
     cumoe_handle_t *handle = suite_handle();
     for (int variant = 0; variant < NUM_GATE_VARIANTS; variant++)
-        for (int f64 = 0; f64 < 2; f64++) {
+        for (int i = 0; i < NUM_SUITE_OPTIONS; i++) {
             report_t report = {0};
             problem_t p;
-            const problem_options_t options = {.dtype = f64 ? CUMOE_F64 : CUMOE_F32,
-                                               .activation = CUMOE_ACTIVATION_SWIGLU,
-                                               .variant = GATE_VARIANTS[variant],
-                                               .seed = 1,
-                                               .without_reference = true};
+            const problem_options_t options = suite_options(i, &GATE_VARIANTS[variant], 1);
             cr_assert(problem_create(&p, handle, &CASE, &options, &report), "%s", report.text);
             for (int round = 0; round < 3; round++) {
                 size_t workspace, saved;
@@ -130,6 +127,29 @@ Test(allocation, calls_allocate_nothing)
             problem_destroy(&p);
         }
     cumoe_handle_destroy(handle);
+}
+
+static void count_allocations(optimizer_problem_t *p, report_t *report)
+{
+    for (p->args.values.step = 1; p->args.values.step <= 3; p->args.values.step++) {
+        size_t size;
+        allocation_count();
+        report_check(report, cumoe_optimizer_state_size(p->layer.layer, p->args.optimizer, &p->layer.weights,
+                                                        &size) == CUMOE_SUCCESS);
+        report_check(report, cumoe_optimizer_step(p->layer.layer, &p->args, NULL) == CUMOE_SUCCESS);
+        report_check(report, allocation_count() == 0 || p->args.values.step == 1);
+    }
+}
+
+Test(allocation, optimizer_steps_allocate_nothing)
+{
+    for (int optimizer = 0; optimizer < COUNT(OPTIMIZERS); optimizer++)
+        for (int dtype = CUMOE_F64; dtype <= CUMOE_F16; dtype++) {
+            const optimizer_case_t c = {.optimizer = OPTIMIZERS[optimizer],
+                                        .options = {.dtype = (cumoe_dtype_t)dtype, .bias = true, .max_threads = 2},
+                                        .layout = LAYOUT_TRANSPOSED};
+            with_optimizer(&c, count_allocations);
+        }
 }
 
 /* A refused call leaves nothing behind either. */

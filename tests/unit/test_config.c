@@ -142,19 +142,17 @@ static const bad_field_t BAD_FIELDS[] = {
     FIELD(dtype, INT32, 99, "99", INVALID_ARGUMENT),
     FIELD(dtype, INT32, -1, NULL, INVALID_ARGUMENT),
     FIELD(dtype, INT32, CUMOE_I32, NULL, INVALID_ARGUMENT),
-    FIELD(dtype, INT32, CUMOE_BF16, NULL, UNSUPPORTED_CONFIG),
-    FIELD(dtype, INT32, CUMOE_F16, NULL, UNSUPPORTED_CONFIG),
     FIELD(compute, INT32, 99, "99", INVALID_ARGUMENT),
     FIELD(compute, INT32, CUMOE_COMPUTE_TF32, NULL, UNSUPPORTED_DEVICE),
     FIELD(activation, INT32, 99, "99", INVALID_ARGUMENT),
-    FIELD(activation, INT32, CUMOE_ACTIVATION_GELU, "GELU", UNSUPPORTED_CONFIG),
-    FIELD(activation, INT32, CUMOE_ACTIVATION_GELU_TANH, "GELU_TANH", UNSUPPORTED_CONFIG),
-    FIELD(activation, INT32, CUMOE_ACTIVATION_SILU, "SILU", UNSUPPORTED_CONFIG),
-    FIELD(activation, INT32, CUMOE_ACTIVATION_RELU2, "RELU2", UNSUPPORTED_CONFIG),
-    FIELD(activation, INT32, CUMOE_ACTIVATION_GEGLU, "GEGLU", UNSUPPORTED_CONFIG),
-    FIELD(activation, INT32, CUMOE_ACTIVATION_SWIGLU_CLAMPED, "SWIGLU_CLAMPED", UNSUPPORTED_CONFIG),
-    FIELD(activation, INT32, CUMOE_ACTIVATION_IDENTITY, "IDENTITY", UNSUPPORTED_CONFIG),
-    FIELD(expert_bias, INT32, 1, "1", UNSUPPORTED_CONFIG),
+    FIELD(activation, INT32, CUMOE_ACTIVATION_IDENTITY + 1, "9", INVALID_ARGUMENT),
+    FIELD(activation, INT32, -1, NULL, INVALID_ARGUMENT),
+    FIELD(swiglu_limit, FLOAT, 0, "0", INVALID_ARGUMENT),
+    FIELD(swiglu_limit, FLOAT, -7, "-7", INVALID_ARGUMENT),
+    FIELD(swiglu_limit, FLOAT, (double)NAN, "nan", INVALID_ARGUMENT),
+    FIELD(swiglu_limit, FLOAT, (double)INFINITY, "inf", INVALID_ARGUMENT),
+    FIELD(swiglu_alpha, FLOAT, (double)NAN, "nan", INVALID_ARGUMENT),
+    FIELD(expert_bias, INT32, -1, "-1", INVALID_ARGUMENT),
     FIELD(expert_bias, INT32, 2, "2", INVALID_ARGUMENT),
     FIELD(recompute, INT32, 2, "2", INVALID_ARGUMENT),
     FIELD(gate, INT32, 99, "99", INVALID_ARGUMENT),
@@ -193,6 +191,7 @@ Test(config, every_rule)
     for (size_t i = 0; i < sizeof BAD_FIELDS / sizeof *BAD_FIELDS; i++) {
         const bad_field_t *field = &BAD_FIELDS[i];
         cumoe_config_t config = valid_config();
+        config.activation = CUMOE_ACTIVATION_SWIGLU_CLAMPED;
         set_field(&config, field);
         char name[64];
         snprintf(name, sizeof name, "config.%s", field->name);
@@ -233,6 +232,36 @@ Test(config, rules_between_fields)
     config.ep = (const cumoe_ep_t *)(uintptr_t)64;
     expect_refusal(&report, create(&config, &report), CUMOE_UNSUPPORTED_CONFIG, "cumoe_layer_create", "config.ep",
                    NULL);
+    EXPECT_EMPTY(report);
+}
+
+/* Whatever the tokens are, every activation is there, with biases and without. */
+Test(config, every_type_and_activation)
+{
+    report_t report = {0};
+    for (int dtype = CUMOE_DTYPE_DEFAULT; dtype <= CUMOE_F16; dtype++)
+        for (int activation = 0; activation <= CUMOE_ACTIVATION_IDENTITY; activation++)
+            for (int32_t flags = 0; flags < 4; flags++) {
+                cumoe_config_t config = valid_config();
+                config.dtype = (cumoe_dtype_t)dtype;
+                config.activation = (cumoe_activation_t)activation;
+                config.expert_bias = flags & 1;
+                config.recompute = flags / 2;
+                cr_expect_eq(create(&config, &report), CUMOE_SUCCESS, "%s", cumoe_last_error());
+            }
+    EXPECT_EMPTY(report);
+}
+
+Test(config, identity_ignores_the_intermediate_size)
+{
+    static const int32_t sizes[] = {0, -1, INT32_MIN, INT32_MAX};
+    report_t report = {0};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        cumoe_config_t config = valid_config();
+        config.activation = CUMOE_ACTIVATION_IDENTITY;
+        config.intermediate_size = sizes[i];
+        cr_expect_eq(create(&config, &report), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    }
     EXPECT_EMPTY(report);
 }
 

@@ -37,6 +37,7 @@ ADDRESSABLE(normal_cdf)
 ADDRESSABLE(normal_density)
 ADDRESSABLE(sigmoid)
 ADDRESSABLE(softplus)
+ADDRESSABLE(gelu_tanh_share)
 
 static double exact_cdf(double z)
 {
@@ -49,6 +50,11 @@ static double exact_density(double z)
 static double exact_sigmoid(double x)
 {
     return x < 0 ? exp(x) / (1 + exp(x)) : 1 / (1 + exp(-x));
+}
+/* 0.5 (1 + tanh(y)), without the cancellation where y is far below 0. */
+static double exact_gelu_tanh_share(double z)
+{
+    return 1 / (1 + exp(-2 * sqrt(2 / acos(-1)) * (z + 0.044715 * z * z * z)));
 }
 static double exact_softplus(double x)
 {
@@ -67,6 +73,32 @@ Test(elementary, relative_errors)
     cr_expect(density < 5e-7, "normal_density %g", density);
     cr_expect(logistic < 3e-7, "sigmoid %g", logistic);
     cr_expect(plus < 3e-7, "softplus %g", plus);
+}
+
+/* The argument of an exponential is as exact as F32 allows: its rounding counts as often as it is large. */
+Test(elementary, gelu_tanh)
+{
+    const double middle = worst(gelu_tanh_share, exact_gelu_tanh_share, -3, 12);
+    const double tail = worst(gelu_tanh_share, exact_gelu_tanh_share, -10, -3);
+    cr_expect(middle < 1e-6, "gelu_tanh_share %g", middle);
+    cr_expect(tail < 85 * 4 * 0x1p-24, "gelu_tanh_share, tail %g", tail);
+    cr_expect(gelu_tanh_share_f32(0) == 0.5f && gelu_tanh_share_f32(-INFINITY) == 0);
+    cr_expect(gelu_tanh_share_f32(INFINITY) == 1 && gelu_tanh_share_f32(1e30f) == 1 &&
+              isnan(gelu_tanh_share_f32(NAN)));
+    for (double z = -12; z < 12; z += 0.01) {
+        const double exact = 0.5 * (1 + tanh(sqrt(2 / acos(-1)) * (z + 0.044715 * z * z * z)));
+        cr_expect(fabs(gelu_tanh_share_f64(z) - exact) < 1e-15, "%g", z);
+    }
+}
+
+/* NaN comes through, and the ends belong to the middle. */
+Test(elementary, clamp_and_relu)
+{
+    cr_expect(clamp_f32(-2, -1, 3) == -1 && clamp_f32(4, -1, 3) == 3 && clamp_f32(-1, -1, 3) == -1);
+    cr_expect(clamp_f32(INFINITY, -1, 3) == 3 && clamp_f32(-INFINITY, -1, 3) == -1 && clamp_f64(0.5, -1, 3) == 0.5);
+    cr_expect(isnan(clamp_f32(NAN, -1, 3)) && isnan(clamp_f64((double)NAN, -1, 3)));
+    cr_expect(relu_f32(-1) == 0 && relu_f32(2) == 2 && relu_f32(INFINITY) == INFINITY && relu_f32(-INFINITY) == 0);
+    cr_expect(isnan(relu_f32(NAN)) && isnan(relu_f64((double)NAN)) && relu_f64(-0.5) == 0);
 }
 
 Test(elementary, edges)

@@ -12,14 +12,14 @@ typedef struct fixture {
     problem_bits_t forward, backward; /* all outputs, poisoned */
 } fixture_t;
 
-static void set_up(fixture_t *x, int variant, cumoe_dtype_t dtype)
+/* Options but for the gate, which is NOISY_TOPK if they name no variant. */
+static void set_up_options(fixture_t *x, const problem_options_t *wanted)
 {
     static const layer_case_t layer_case = {"errors",        17, 12, 14, 6, 2, .pattern = PATTERN_RANDOM,
                                             .mask_period = 4};
-    const problem_options_t options = {.dtype = dtype,
-                                       .activation = CUMOE_ACTIVATION_SWIGLU,
-                                       .variant = GATE_VARIANTS[variant],
-                                       .without_reference = true};
+    problem_options_t options = *wanted;
+    if (!options.variant.name) options.variant = GATE_VARIANTS[0];
+    options.without_reference = true;
     *x = (fixture_t){.handle = suite_handle()};
     cr_assert(problem_create(&x->p, x->handle, &layer_case, &options, &x->report), "%s", x->report.text);
     cr_assert_eq(cumoe_layer_forward(x->p.layer, &x->p.forward, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
@@ -37,6 +37,13 @@ static void tear_down(fixture_t *x)
     problem_bits_free(&x->backward);
     problem_destroy(&x->p);
     cumoe_handle_destroy(x->handle);
+}
+
+static void set_up(fixture_t *x, int variant, cumoe_dtype_t dtype)
+{
+    set_up_options(x, &(problem_options_t){.dtype = dtype,
+                                           .activation = CUMOE_ACTIVATION_SWIGLU,
+                                           .variant = GATE_VARIANTS[variant]});
 }
 
 /* Shift a pointer by a byte: aligned for nothing. */
@@ -245,6 +252,46 @@ Test(errors, forward_weights)
     REFUSE_FORWARD(w.dtype = (cumoe_dtype_t)99, INVALID_ARGUMENT, "weights.dtype", "99");
     REFUSE_FORWARD(w.dtype = CUMOE_F64, INVALID_ARGUMENT, "weights.dtype", NULL);
     REFUSE_FORWARD(w.gate_dtype = CUMOE_F64, INVALID_ARGUMENT, "weights.gate_dtype", NULL);
+    REFUSE_FORWARD(w.gate_dtype = CUMOE_BF16, INVALID_ARGUMENT, "weights.gate_dtype", NULL);
+    REFUSE_FORWARD(w.b_up = w.w_up, INVALID_ARGUMENT, "weights.b_up", "expert_bias");
+    REFUSE_FORWARD(w.b_down = w.w_down, INVALID_ARGUMENT, "weights.b_down", "expert_bias");
+    REFUSE_FORWARD(w.gate_bias = w.w_gate, INVALID_ARGUMENT, "weights.gate_bias", "must be NULL");
+    REFUSE_FORWARD(w.glu = CUMOE_GLU_FIRST, INVALID_ARGUMENT, "weights.w_glu", "must be NULL");
+    tear_down(&x);
+}
+
+/* Biases are required where the layer has them, and glu stands somewhere only where there is one. */
+Test(errors, forward_weights_of_other_layers)
+{
+    fixture_t x;
+    set_up_options(&x, &(problem_options_t){.dtype = CUMOE_F16, .activation = CUMOE_ACTIVATION_GELU, .bias = true});
+    REFUSE_FORWARD(w.b_up = NULL, INVALID_ARGUMENT, "weights.b_up", "NULL");
+    REFUSE_FORWARD(w.b_down = NULL, INVALID_ARGUMENT, "weights.b_down", "NULL");
+    REFUSE_FORWARD(w.b_down = SHIFT(w.b_down), INVALID_ARGUMENT, "weights.b_down", "aligned");
+    REFUSE_FORWARD(w.glu = CUMOE_GLU_FIRST, INVALID_ARGUMENT, "weights.glu = 1", "SEPARATE");
+    REFUSE_FORWARD(w.glu = CUMOE_GLU_INTERLEAVED, INVALID_ARGUMENT, "weights.glu = 3", "SEPARATE");
+    REFUSE_FORWARD(w.w_glu = w.w_up, INVALID_ARGUMENT, "weights.w_glu", "must be NULL");
+    REFUSE_FORWARD(w.b_glu = w.b_up, INVALID_ARGUMENT, "weights.b_glu", "must be NULL");
+    REFUSE_FORWARD(w.dtype = CUMOE_F32, INVALID_ARGUMENT, "weights.dtype = 2", "config.dtype");
+    REFUSE_FORWARD(w.dtype = CUMOE_BF16, INVALID_ARGUMENT, "weights.dtype = 3", "config.dtype");
+    REFUSE_FORWARD(w.gate_dtype = CUMOE_BF16, INVALID_ARGUMENT, "weights.gate_dtype = 3", NULL);
+    tear_down(&x);
+}
+
+Test(errors, gradients)
+{
+    fixture_t x;
+    set_up_options(&x, &(problem_options_t){.dtype = CUMOE_F16, .activation = CUMOE_ACTIVATION_GELU});
+    REFUSE_BACKWARD(g.dtype = CUMOE_BF16, INVALID_ARGUMENT, "gradients.dtype = 3", "F32");
+    REFUSE_BACKWARD(g.dtype = CUMOE_F64, INVALID_ARGUMENT, "gradients.dtype = 1", "F32");
+    REFUSE_BACKWARD(g.gate_dtype = CUMOE_F16, INVALID_ARGUMENT, "gradients.gate_dtype = 4", "gate type");
+    REFUSE_BACKWARD(g.b_up = g.w_up, INVALID_ARGUMENT, "gradients.b_up", "expert_bias");
+    REFUSE_BACKWARD(g.w_glu = g.w_up, INVALID_ARGUMENT, "gradients.w_glu", "must be NULL");
+    REFUSE_BACKWARD(g.glu = CUMOE_GLU_LAST, INVALID_ARGUMENT, "gradients.glu = 2", "SEPARATE");
+    tear_down(&x);
+    set_up(&x, 0, CUMOE_F32);
+    REFUSE_BACKWARD(g.dtype = CUMOE_BF16, INVALID_ARGUMENT, "gradients.dtype = 3", NULL); /* too narrow */
+    REFUSE_BACKWARD(g.gate_dtype = CUMOE_F16, INVALID_ARGUMENT, "gradients.gate_dtype = 4", NULL);
     tear_down(&x);
 }
 

@@ -14,7 +14,8 @@ enum { T = 7, H = 5, I = 4, MAX_E = 5 };
 /* All inputs of one case, perturbed in place. */
 typedef struct numbers {
     double x[T * H], dy[T * H], noise[T * MAX_E], index_weight[T * MAX_E];
-    double w_gate[MAX_E * H], w_noise[MAX_E * H], w_up[MAX_E * I * H], w_glu[MAX_E * I * H], w_down[MAX_E * H * I];
+    double w_gate[MAX_E * H], w_noise[MAX_E * H], w_up[MAX_E * I * H], w_glu[MAX_E * I * H];
+    double w_down[MAX_E * H * H], b_up[MAX_E * I], b_glu[MAX_E * I], b_down[MAX_E * H]; /* IDENTITY: I = H */
     int64_t index[T * MAX_E];
     uint8_t mask[T];
 } numbers_t;
@@ -34,7 +35,10 @@ static void fill_numbers(random_state_t *random, numbers_t *n, int64_t experts)
     fill(random, n->w_noise, MAX_E * H, 0.5);
     fill(random, n->w_up, MAX_E * I * H, 0.5);
     fill(random, n->w_glu, MAX_E * I * H, 0.5);
-    fill(random, n->w_down, MAX_E * H * I, 0.5);
+    fill(random, n->w_down, MAX_E * H * H, 0.5);
+    fill(random, n->b_up, MAX_E * I, 1);
+    fill(random, n->b_glu, MAX_E * I, 1);
+    fill(random, n->b_down, MAX_E * H, 1);
     for (int s = 0; s < T * MAX_E; s++) n->index[s] = random_below(random, experts + 2) - 1;
     for (int t = 0; t < T; t++) n->mask[t] = t != 2;
 }
@@ -78,27 +82,34 @@ static void redraw_close_tokens(random_state_t *random, reference_input_t *in, n
     }
 }
 
-static void check_case(reference_input_t in, uint64_t seed, report_t *report)
+static void check_case(reference_input_t in, bool bias, uint64_t seed, report_t *report)
 {
     random_state_t random = random_start(seed);
     numbers_t n;
     fill_numbers(&random, &n, in.experts);
-    in.tokens = T, in.live_tokens = T - 1, in.hidden_size = H, in.intermediate_size = I;
+    const bool has_up = in.activation != CUMOE_ACTIVATION_IDENTITY;
+    in.tokens = T, in.live_tokens = T - 1, in.hidden_size = H, in.intermediate_size = has_up ? I : H;
+    in.swiglu_limit = 0.75, in.swiglu_alpha = 1.5;
     in.token_mask = n.mask, in.noise = n.noise, in.noise_epsilon = 0.01;
     in.x = n.x, in.dy = n.dy, in.index = n.index, in.index_weight = n.index_weight;
-    in.w_gate = n.w_gate, in.w_noise = n.w_noise, in.w_up = n.w_up, in.w_glu = n.w_glu, in.w_down = n.w_down;
+    in.w_gate = n.w_gate, in.w_noise = n.w_noise, in.w_down = n.w_down;
+    if (has_up) in.w_up = n.w_up, in.w_glu = n.w_glu;
+    if (bias) in.b_up = n.b_up, in.b_glu = n.b_glu, in.b_down = n.b_down;
 
     reference_result_t r, scratch;
     cr_assert(reference_create(&in, &r) && reference_create(&in, &scratch));
     redraw_close_tokens(&random, &in, &n, &r);
     reference_backward(&in, &r);
-    const size_t E = (size_t)in.experts;
+    const size_t E = (size_t)in.experts, down = E * H * (size_t)in.intermediate_size;
     check_array(&in, &scratch, "x", n.x, r.dx, T * H, report);
     check_array(&in, &scratch, "w_up", n.w_up, r.dw_up, E * I * H, report);
     check_array(&in, &scratch, "w_glu", n.w_glu, r.dw_glu, E * I * H, report);
-    check_array(&in, &scratch, "w_down", n.w_down, r.dw_down, E * H * I, report);
+    check_array(&in, &scratch, "w_down", n.w_down, r.dw_down, down, report);
     check_array(&in, &scratch, "w_gate", n.w_gate, r.dw_gate, E * H, report);
     check_array(&in, &scratch, "w_noise", n.w_noise, r.dw_noise, E * H, report);
+    if (bias && has_up) check_array(&in, &scratch, "b_up", n.b_up, r.db_up, E * I, report);
+    if (bias && has_up) check_array(&in, &scratch, "b_glu", n.b_glu, r.db_glu, E * I, report);
+    if (bias) check_array(&in, &scratch, "b_down", n.b_down, r.db_down, E * H, report);
     if (in.gate == CUMOE_GATE_EXTERNAL)
         check_array(&in, &scratch, "index_weight", n.index_weight, r.dweight, (size_t)(T * in.top_k), report);
     reference_destroy(&r);
@@ -121,7 +132,7 @@ static void check_gate(cumoe_gate_kind_t gate, bool training, const int64_t (*si
                 in.activation = glu ? CUMOE_ACTIVATION_SWIGLU : CUMOE_ACTIVATION_RELU;
                 in.loss_gradient[CUMOE_LOSS_IMPORTANCE] = losses & 1 ? 1.5 : 0;
                 in.loss_gradient[CUMOE_LOSS_LOAD] = losses & 2 ? 0.75 : 0;
-                check_case(in, seed, &report);
+                check_case(in, false, seed, &report);
             }
     cr_expect(report.failures == 0, "%s", report.text);
 }
@@ -147,6 +158,60 @@ Test(reference, gradients_of_softmax)
 Test(reference, gradients_of_external)
 {
     check_gate(CUMOE_GATE_EXTERNAL, true, TOP_K_SIZES, 5);
+}
+
+Test(reference, gradients_of_every_activation)
+{
+    const uint64_t seed = random_seed("activations", 2);
+    report_t report = {0};
+    for (int activation = 0; activation <= CUMOE_ACTIVATION_IDENTITY; activation++)
+        for (int bias = 0; bias < 2; bias++)
+            for (int external = 0; external < 2; external++) {
+                char name[96];
+                snprintf(name, sizeof name, "activation %d, bias %d, external %d", activation, bias, external);
+                report.context = name;
+                const reference_input_t in = {
+                    .gate = external ? CUMOE_GATE_EXTERNAL : CUMOE_GATE_NOISY_TOPK,
+                    .activation = (cumoe_activation_t)activation,
+                    .training = true,
+                    .experts = 5,
+                    .top_k = 2,
+                    .loss_gradient = {[CUMOE_LOSS_IMPORTANCE] = 1.5, [CUMOE_LOSS_LOAD] = 0.75},
+                };
+                check_case(in, bias, seed, &report);
+            }
+    cr_expect(report.failures == 0, "%s", report.text);
+}
+
+/* Values that anybody can look up. */
+Test(reference, activations_of_known_numbers)
+{
+    static const struct {
+        cumoe_activation_t activation;
+        double up, glu, value, dup, dglu;
+    } known[] = {
+        {CUMOE_ACTIVATION_RELU, 0, 0, 0, 0, 0},
+        {CUMOE_ACTIVATION_RELU2, 3, 0, 9, 6, 0},
+        {CUMOE_ACTIVATION_RELU2, -3, 0, 0, 0, 0},
+        {CUMOE_ACTIVATION_SILU, 1, 0, 0.7310585786300049, 0.9276705118714867, 0},
+        {CUMOE_ACTIVATION_GELU, 1, 0, 0.8413447460685429, 1.0833154705876864, 0},
+        {CUMOE_ACTIVATION_GELU_TANH, 1, 0, 0.8411919906082768, 1.0829640838457826, 0},
+        {CUMOE_ACTIVATION_SWIGLU, 2, 1, 1.4621171572600098, 0.7310585786300049, 1.8553410237429735},
+        {CUMOE_ACTIVATION_GEGLU, 2, 1, 1.6826894921370859, 0.8413447460685429, 2.1666309411753730},
+        {CUMOE_ACTIVATION_IDENTITY, -5, 0, -5, 1, 0},
+        /* the limit 1 met exactly, passed above, passed below */
+        {CUMOE_ACTIVATION_SWIGLU_CLAMPED, 1, 1, 1.4621171572600098, 0.7310585786300049, 1.8553410237429735},
+        {CUMOE_ACTIVATION_SWIGLU_CLAMPED, 9, 9, 1.4621171572600098, 0, 0},
+        {CUMOE_ACTIVATION_SWIGLU_CLAMPED, -9, 1, 0, 0, 0},
+        {CUMOE_ACTIVATION_SWIGLU_CLAMPED, 0, 1, 0.7310585786300049, 0.7310585786300049, 0.9276705118714867},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        const reference_input_t in = {.activation = known[i].activation, .swiglu_limit = 1, .swiglu_alpha = 1};
+        const reference_activation_t a = reference_activation(&in, known[i].up, known[i].glu);
+        cr_expect_float_eq(a.value, known[i].value, 2e-15, "value %d: %.17g", (int)i, a.value);
+        cr_expect_float_eq(a.dup, known[i].dup, 2e-15, "dup %d: %.17g", (int)i, a.dup);
+        cr_expect_float_eq(a.dglu, known[i].dglu, 2e-15, "dglu %d: %.17g", (int)i, a.dglu);
+    }
 }
 
 Test(reference, cv_squared_of_known_vectors)

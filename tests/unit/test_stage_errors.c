@@ -1,4 +1,4 @@
-/* Wrong calls of single stages and of the optimizer: a status, a sentence, and nothing else. */
+/* Wrong calls of single stages: a status, a sentence, and nothing else. */
 #include "tests/suite.h"
 #include "tests/unit/refusal.h"
 
@@ -238,26 +238,6 @@ Test(stage_errors, workspace_size)
                    CUMOE_INVALID_ARGUMENT, f, "num_tokens", "-4");
     expect_refusal(&x.report, cumoe_stage_workspace_size(x.p.layer, CUMOE_STAGE_UP, 4, NULL),
                    CUMOE_INVALID_ARGUMENT, f, "workspace_size", "NULL");
-    cr_expect_eq(size, 77);
-    tear_down(&x);
-}
-
-/* The optimizer is declared, and not in this version. */
-Test(stage_errors, optimizer)
-{
-    fixture_t x;
-    set_up(&x);
-    size_t size = 77;
-    expect_refusal(&x.report, cumoe_optimizer_state_size(NULL, CUMOE_OPTIMIZER_ADAM, &x.p.weights, &size),
-                   CUMOE_INVALID_ARGUMENT, "cumoe_optimizer_state_size", "layer", "NULL");
-    expect_refusal(&x.report, cumoe_optimizer_state_size(x.p.layer, CUMOE_OPTIMIZER_ADAM, &x.p.weights, &size),
-                   CUMOE_UNSUPPORTED_CONFIG, "cumoe_optimizer_state_size", "optimizer", NULL);
-    const cumoe_optimizer_args_t args = {
-        .struct_size = sizeof args, .weights = &x.p.weights, .gradients = &x.p.gradients, .state = x.scratch};
-    expect_refusal(&x.report, cumoe_optimizer_step(NULL, &args, NULL), CUMOE_INVALID_ARGUMENT,
-                   "cumoe_optimizer_step", "layer", "NULL");
-    expect_refusal(&x.report, cumoe_optimizer_step(x.p.layer, &args, NULL), CUMOE_UNSUPPORTED_CONFIG,
-                   "cumoe_optimizer_step", "optimizer", NULL);
     cr_expect_eq(size, 77);
     tear_down(&x);
 }

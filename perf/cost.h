@@ -1,0 +1,40 @@
+/* The parts of the program cumoe-cost. */
+#ifndef CUMOE_PERF_COST_H
+#define CUMOE_PERF_COST_H
+
+#include <cumoe/cost.h>
+
+#include <stdio.h>
+
+/* One MoE layer of a published model. */
+typedef struct model {
+    const char *name;
+    int hidden, intermediate, experts, top_k;
+    int activation, gate, bias;
+} model_t;
+
+enum { MODELS = 9 };
+extern const model_t models[MODELS];
+
+/* Words for enumerations, by their values; NULL ends them. dtypes begins with F64 = 1. */
+extern const char *const gate_words[], *const activation_words[], *const dtype_words[];
+
+/* What a report is about. */
+typedef struct subject {
+    const char *model; /* NULL = sizes given by hand */
+    cumoe_config_t config;
+    int tokens, timesteps, ranks;
+    cumoe_cost_t cost;
+} subject_t;
+
+void cost_models(void); /* the Markdown table of --list */
+void cost_table(const subject_t *subject);
+void cost_json(const subject_t *subject, FILE *file);
+
+/* Ops and parameters of the paper's tables 7 and 8, counted. */
+void cost_paper(void);
+
+/* End the program with the library's sentence. */
+void cost_check(cumoe_status_t status);
+
+#endif

@@ -1,0 +1,124 @@
+#include "cost.h"
+
+#include <math.h>
+#include <string.h>
+
+const char *const gate_words[] = {"noisy-topk", "softmax",      "external",     "hierarchical",
+                                  "balanced",   "softmax-topk", "sigmoid-topk", NULL};
+const char *const activation_words[] = {"relu",  "swiglu", "gelu",           "gelu-tanh", "silu",
+                                        "relu2", "geglu",  "swiglu-clamped", "identity",  NULL};
+const char *const dtype_words[] = {"f64", "f32", "bf16", "f16", NULL};
+
+const model_t models[MODELS] = {
+    {"mixtral-8x7b", 4096, 14336, 8, 2, CUMOE_ACTIVATION_SWIGLU, CUMOE_GATE_SOFTMAX_TOPK, 0},
+    {"mixtral-8x22b", 6144, 16384, 8, 2, CUMOE_ACTIVATION_SWIGLU, CUMOE_GATE_SOFTMAX_TOPK, 0},
+    {"qwen3-30b-a3b", 2048, 768, 128, 8, CUMOE_ACTIVATION_SWIGLU, CUMOE_GATE_SOFTMAX_TOPK, 0},
+    {"qwen3-235b-a22b", 4096, 1536, 128, 8, CUMOE_ACTIVATION_SWIGLU, CUMOE_GATE_SOFTMAX_TOPK, 0},
+    {"qwen3-next-80b-a3b", 2048, 512, 512, 10, CUMOE_ACTIVATION_SWIGLU, CUMOE_GATE_SOFTMAX_TOPK, 0},
+    {"olmoe", 2048, 1024, 64, 8, CUMOE_ACTIVATION_SWIGLU, CUMOE_GATE_SOFTMAX_TOPK, 0},
+    {"gpt-oss-20b", 2880, 2880, 32, 4, CUMOE_ACTIVATION_SWIGLU_CLAMPED, CUMOE_GATE_SOFTMAX_TOPK, 1},
+    {"gpt-oss-120b", 2880, 2880, 128, 4, CUMOE_ACTIVATION_SWIGLU_CLAMPED, CUMOE_GATE_SOFTMAX_TOPK, 1},
+    {"deepseek-v3", 7168, 2048, 256, 8, CUMOE_ACTIVATION_SWIGLU, CUMOE_GATE_SIGMOID_TOPK, 0},
+};
+
+void cost_models(void)
+{
+    puts("One layer, its routed experts; shared experts and biases of gates are left out.\n\n"
+         "| model | H | I | E | K | activation | gate | biases |\n"
+         "|---|---:|---:|---:|---:|---|---|---|");
+    for (int i = 0; i < MODELS; i++) {
+        const model_t *m = &models[i];
+        printf("| %s | %d | %d | %d | %d | %s | %s | %s |\n", m->name, m->hidden, m->intermediate, m->experts,
+               m->top_k, activation_words[m->activation], gate_words[m->gate], m->bias ? "yes" : "no");
+    }
+}
+
+typedef struct figure {
+    const char *key, *text, *unit;
+    double value;
+} figure_t;
+
+enum { FIGURES = 20 };
+
+static void list_figures(const cumoe_cost_t *c, figure_t figures[FIGURES])
+{
+    const figure_t list[FIGURES] = {
+        {"parameters", "parameters", "", (double)c->parameters},
+        {"expert_parameters", "of them in experts", "", (double)c->expert_parameters},
+        {"gate_parameters", "of them in gates", "", (double)c->gate_parameters},
+        {"ops_per_timestep", "ops/timestep: multiply-adds of a token, forward", "", (double)c->ops_per_timestep},
+        {"compute_to_traffic", "multiply-adds per element in or out of an expert", "", c->compute_to_traffic},
+        {"forward_flop", "work forward", "FLOP", c->forward_flop},
+        {"backward_flop", "work backward", "FLOP", c->backward_flop},
+        {"forward_bytes", "bytes moved forward, at least", "B", c->forward_bytes},
+        {"backward_bytes", "bytes moved backward, at least", "B", c->backward_bytes},
+        {"forward_intensity", "work per byte forward", "FLOP/B", c->forward_flop / c->forward_bytes},
+        {"backward_intensity", "work per byte backward", "FLOP/B", c->backward_flop / c->backward_bytes},
+        {"weights_size", "weights", "B", (double)c->weights_size},
+        {"gradients_size", "gradients", "B", (double)c->gradients_size},
+        {"adam_state_size", "state of Adam", "B", (double)c->adam_state_size},
+        {"factored_state_size", "state of factored Adam", "B", (double)c->factored_state_size},
+        {"saved_size", "saved from forward to backward", "B", (double)c->saved_size},
+        {"saved_size_recomputing", "saved, pre-activations being recomputed", "B",
+         (double)c->saved_size_recomputing},
+        {"rows_per_expert", "rows per expert: one rank, one time step", "", c->rows_per_expert},
+        {"rows_per_expert_ranks", "rows per expert: all ranks, one time step", "", c->rows_per_expert_ranks},
+        {"rows_per_expert_timesteps", "rows per expert: all ranks, all time steps", "",
+         c->rows_per_expert_timesteps},
+    };
+    memcpy(figures, list, sizeof list);
+}
+
+/* Three digits and a decimal prefix: "4.30 G". */
+static void print_short(double value, const char *unit)
+{
+    static const char *const prefixes[] = {"", "k", "M", "G", "T", "P", "E", "Z"};
+    int prefix = 0;
+    while (value >= 999.5 && prefix < 7) {
+        value /= 1000;
+        prefix++;
+    }
+    const int digits = value >= 99.95 || value == floor(value) ? 0 : value >= 9.995 ? 1 : 2;
+    const char *space = *prefixes[prefix] || *unit ? " " : "";
+    printf("%.*f%s%s%s", digits, value, space, prefixes[prefix], unit);
+}
+
+void cost_table(const subject_t *s)
+{
+    const cumoe_config_t *c = &s->config;
+    figure_t figures[FIGURES];
+    list_figures(&s->cost, figures);
+    printf("%s%sH = %d, I = %d, E = %d, K = %d, %s, %s gate, %s%s%s\n", s->model ? s->model : "",
+           s->model ? ": " : "", c->hidden_size, c->intermediate_size, c->num_experts, c->top_k,
+           activation_words[c->activation], gate_words[c->gate], dtype_words[c->dtype - CUMOE_F64],
+           c->expert_bias ? ", biases" : "", c->recompute ? ", recomputing" : "");
+    if (c->gate == CUMOE_GATE_HIERARCHICAL)
+        printf("%d groups, %d of them per token\n", c->num_groups, c->top_k_groups);
+    printf("A call takes %d token%s x %d time step%s; %d rank%s. Work, bytes and memory are those of one rank.\n\n",
+           s->tokens, s->tokens == 1 ? "" : "s", s->timesteps, s->timesteps == 1 ? "" : "s", s->ranks,
+           s->ranks == 1 ? "" : "s");
+    puts("| figure | | exactly |\n|---|---:|---:|");
+    for (int i = 0; i < FIGURES; i++) {
+        printf("| %s | ", figures[i].text);
+        print_short(figures[i].value, figures[i].unit);
+        const double value = figures[i].value;
+        printf(value == floor(value) ? " | %.0f |\n" : " | %.10g |\n", value);
+    }
+}
+
+void cost_json(const subject_t *s, FILE *file)
+{
+    const cumoe_config_t *c = &s->config;
+    figure_t figures[FIGURES];
+    list_figures(&s->cost, figures);
+    fprintf(file,
+            "{\"model\": %s%s%s, \"hidden\": %d, \"intermediate\": %d, \"experts\": %d, \"top_k\": %d,\n"
+            " \"groups\": %d, \"top_k_groups\": %d, \"gate\": \"%s\", \"activation\": \"%s\", \"dtype\": \"%s\",\n"
+            " \"bias\": %d, \"recompute\": %d, \"tokens\": %d, \"timesteps\": %d, \"ranks\": %d",
+            s->model ? "\"" : "", s->model ? s->model : "null", s->model ? "\"" : "", c->hidden_size,
+            c->intermediate_size, c->num_experts, c->top_k, c->num_groups, c->top_k_groups, gate_words[c->gate],
+            activation_words[c->activation], dtype_words[c->dtype - CUMOE_F64], c->expert_bias, c->recompute,
+            s->tokens, s->timesteps, s->ranks);
+    for (int i = 0; i < FIGURES; i++) fprintf(file, ",\n \"%s\": %.17g", figures[i].key, figures[i].value);
+    fputs("}\n", file);
+}
