@@ -6,10 +6,8 @@
 
 typedef enum schedule_kind {
     SCHEDULE_LINEAR,         /* peak at first, falls in a straight line to 0 after the last step */
-    SCHEDULE_LANGUAGE_MODEL, /* the paper's language models: rises to peak over 1000 steps, then falls as step^-0.5
-                              */
-    SCHEDULE_TRANSLATION,    /* the paper's translation: rises to peak over 2000 steps, stays for another 8000, then
-                                falls as step^-0.5 */
+    SCHEDULE_LANGUAGE_MODEL, /* the paper's: rises to peak over 1000 steps, then falls as step^-0.5 */
+    SCHEDULE_TRANSLATION,    /* the paper's: rises to peak over 2000 steps, stays until 10000, then step^-0.5 */
     NUM_SCHEDULES
 } schedule_kind_t;
 

@@ -140,6 +140,18 @@ static void FN(down_epilogue)(const void *context, const cumoe_cpu_block_t *b)
     FN(add_bias)(((const epilogue_t *)context)->bias[0], b, 0);
 }
 
+typedef REAL FN(four_t) __attribute__((vector_size(4 * sizeof(REAL))));
+
+/* The halves of COLUMNS values added, then the halves of those, down to one: an order that is fixed. */
+static inline __attribute__((always_inline)) REAL FN(sum_pairwise)(const REAL values[COLUMNS])
+{
+    FN(four_t) sum[COLUMNS / 4];
+    memcpy(sum, values, sizeof sum);
+    for (int span = COLUMNS / 8; span > 0; span /= 2)
+        for (int i = 0; i < span; i++) sum[i] += sum[i + span];
+    return (sum[0][0] + sum[0][2]) + (sum[0][1] + sum[0][3]);
+}
+
 /* The sums are d = dy w_down; in their place comes dz = g d act'(z), its glu half goes to dz. scaled = g hidden,
  * for dw_down; partial = <d, hidden> over the columns of the block, added pairwise: an order that is fixed. A slope
  * of 0 lets nothing through, not even an infinite d. */
@@ -151,8 +163,8 @@ FN(activate_backward_row)(const epilogue_t *e, const cumoe_cpu_block_t *b, int64
     const int64_t row = b->row + r, at = row * e->z_width + b->col;
     const REAL g = ((const REAL *)e->weight)[e->row_slot[row]];
     REAL *sum = (REAL *)b->sum[0] + r * b->sum_stride;
-    REAL d[COLUMNS] = {0}, up[COLUMNS] = {0}, half[COLUMNS] = {0}, by_glu[COLUMNS] = {0};
-    REAL hidden[COLUMNS], by_up[COLUMNS], product[COLUMNS];
+    REAL d[COLUMNS] = {0}, up[COLUMNS] = {0}, half[COLUMNS] = {0};
+    REAL hidden[COLUMNS], by_up[COLUMNS], by_glu[COLUMNS], product[COLUMNS];
     for (int64_t i = 0; i < cols; i++) d[i] = sum[i];
     FN(load)(e->z, c->dtype, at, cols, up);
     if (glu) FN(load)(e->z, c->dtype, at + e->I, cols, half);
@@ -164,14 +176,14 @@ FN(activate_backward_row)(const epilogue_t *e, const cumoe_cpu_block_t *b, int64
         hidden[i] *= g;
         d[i] *= g;
         by_up[i] = by_up[i] == 0 ? 0 : d[i] * by_up[i];
-        by_glu[i] = by_glu[i] == 0 ? 0 : d[i] * by_glu[i];
     }
     for (int64_t i = 0; i < cols; i++) sum[i] = by_up[i];
-    if (glu) FN(store)(by_glu, cols, c->dtype, e->dz, at + e->I);
+    if (glu) {
+        for (int i = 0; i < COLUMNS; i++) by_glu[i] = by_glu[i] == 0 ? 0 : d[i] * by_glu[i];
+        FN(store)(by_glu, cols, c->dtype, e->dz, at + e->I);
+    }
     FN(store)(hidden, cols, c->dtype, e->scaled, row * e->I + b->col);
-    for (int span = COLUMNS / 2; span > 0; span /= 2)
-        for (int i = 0; i < span; i++) product[i] += product[i + span];
-    ((REAL *)e->partial)[row * e->panels + b->col / COLUMNS] = product[0];
+    ((REAL *)e->partial)[row * e->panels + b->col / COLUMNS] = FN(sum_pairwise)(product);
 }
 
 CUMOE_CPU_CLONES static void FN(activate_backward_block)(const epilogue_t *e, const cumoe_cpu_block_t *b)

@@ -13,12 +13,13 @@
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 enum {
-    TILE_ROWS = 32,     /* a cache line of 16-bit values where rows stand side by side */
-    TILE_COLS = 4096,   /* most rows in one piece, and sums of columns that fit into the first cache */
-    SHARED_COLS = 1024, /* a thread's columns where threads share an expert */
-    BUFFER = 4096,      /* values that are not worked on in place */
-    LANES = 16,         /* a row's sum is made of so many: vector code in one order */
-    AHEAD = 16          /* runs of a transposed matrix between prefetch and use */
+    TILE_ROWS = 32,           /* a cache line of 16-bit values where rows stand side by side */
+    TILE_COLS = 4096,         /* most rows in one piece, and sums of columns that fit into the first cache */
+    SHARED_COLS = 1024,       /* a thread's columns where threads share an expert */
+    BUFFER = 4096,            /* values that are not worked on in place */
+    LANES = 16,               /* a row's sum is made of so many: vector code in one order */
+    AHEAD = 16,               /* runs of a transposed matrix between prefetch and use */
+    SERIAL_VALUES = 32 * 1024 /* below, waking threads costs more than it brings */
 };
 
 /* The numbers of one step, by which the kernels multiply. */
@@ -197,7 +198,7 @@ cumoe_status_t cumoe__cpu_optimizer_step(const cumoe_context_t *context, const c
     for (int i = 0; i < count; i++) {
         cumoe_parameter_t p = parameters[i];
         if (!p.row_mean && is_contiguous(&p.value, &p) && is_contiguous(&p.gradient, &p)) p = one_row(&p);
-        const int threads = context->config.max_threads;
+        const int threads = p.experts * p.rows * p.cols < SERIAL_VALUES ? 1 : context->config.max_threads;
         if (first && p.master) fill_master(&p, threads);
         if (!p.gradient.data) continue;
         if (f64)

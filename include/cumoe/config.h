@@ -25,8 +25,8 @@ typedef struct cumoe_config {
     cumoe_dtype_t dtype;           /* x, y, expert weights                                    default F32 */
     cumoe_compute_t compute;       /* products of F32 matrices                              default EXACT */
     cumoe_activation_t activation; /*                                                        default RELU */
-    float swiglu_limit;            /* SWIGLU_CLAMPED: > 0                                       default 7 */
-    float swiglu_alpha;            /* SWIGLU_CLAMPED                                        default 1.702 */
+    float swiglu_limit;            /* > 0, of SWIGLU_CLAMPED                                    default 7 */
+    float swiglu_alpha;            /* finite, of SWIGLU_CLAMPED                             default 1.702 */
     int32_t expert_bias;           /* 1: b_up (b_glu) and b_down exist                          default 0 */
     int32_t recompute;             /* 1: the backward pass computes the pre-activations again (App. D):
                                       saved is smaller by R * I values (2I with glu); same bits  default 0 */

@@ -32,14 +32,14 @@ typedef struct cumoe_optimizer_call {
     double learning_rate;  /* finite, >= 0 */
     double gradient_scale; /* finite, >= 0; 0 = 1 */
     int64_t step;          /* t >= 1: 1 for the first step, which initialises the state */
-    int64_t skip;          /* not 0: leave everything as it is (overflow of scaled gradients); the next step has
-                              the same t */
+    int64_t skip;          /* not 0: leave everything as it is (overflow of scaled gradients). The step does not
+                              count: the next has the same t, and a skipped t = 1 initialises nothing */
 } cumoe_optimizer_call_t;
 
 typedef struct cumoe_optimizer_args {
     size_t struct_size; /* sizeof(cumoe_optimizer_args_t) */
     cumoe_optimizer_t optimizer;
-    const cumoe_weights_t *weights;   /* in/out */
+    const cumoe_weights_t *weights;   /* in/out. Weights, gradients and state share no byte */
     const cumoe_weights_t *gradients; /* in   an array whose gradient is NULL keeps its values */
     float beta1, beta2;               /* 0 <= beta < 1; 0 = 0.9f and 0.999f */
     float epsilon;                    /* >= 0; 0 = 1e-8 */

@@ -41,6 +41,7 @@ bool optimizer_create(optimizer_problem_t *p, const cumoe_handle_t *handle, cons
     problem_options_t options = wanted->options;
     if (!options.dtype) options.dtype = CUMOE_F32;
     if (!options.variant.name) options.variant = GATE_VARIANTS[0];
+    if (!options.max_threads) options.max_threads = 1; /* waiting for threads takes longer than small steps */
     options.without_reference = true;
     if (!problem_create(layer, handle, &layer_case, &options, report)) return false;
     extend_name(layer, wanted);

@@ -6,7 +6,7 @@
 #include "tests/suite.h"
 
 typedef struct optimizer_case {
-    problem_options_t options; /* dtype 0 = F32, no variant = NOISY_TOPK */
+    problem_options_t options; /* dtype 0 = F32, no variant = NOISY_TOPK, max_threads 0 = 1 */
     int32_t H, I, E;           /* 0 = 13, 17, 3 */
     cumoe_optimizer_t optimizer;
     cumoe_glu_placement_t glu, gradient_glu;

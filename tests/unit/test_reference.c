@@ -214,6 +214,53 @@ Test(reference, activations_of_known_numbers)
     }
 }
 
+/* The tests' own conversions. */
+Test(reference, numbers_of_16_bits)
+{
+    static const struct {
+        cumoe_dtype_t dtype;
+        double value;
+        uint16_t bits;
+        double nearest;
+    } known[] = {
+        {CUMOE_F16, 1, 0x3c00, 1},
+        {CUMOE_F16, -2, 0xc000, -2},
+        {CUMOE_F16, 65519, 0x7bff, 65504},
+        {CUMOE_F16, 65520, 0x7c00, INFINITY},
+        {CUMOE_F16, 0x1p-14, 0x0400, 0x1p-14},
+        {CUMOE_F16, 0x1p-24, 0x0001, 0x1p-24},
+        {CUMOE_F16, 0x1p-25, 0x0000, 0},           /* ties to even */
+        {CUMOE_F16, 0x1.8p-24, 0x0002, 0x1p-23},   /* ties to even */
+        {CUMOE_F16, 0x1.002p0, 0x3c00, 1},         /* ties to even */
+        {CUMOE_F16, 0x1.006p0, 0x3c02, 0x1.008p0}, /* ties to even */
+        {CUMOE_F16, 0x1.ffcp-15, 0x0400, 0x1p-14}, /* ties to even: a normal number */
+        {CUMOE_BF16, 1, 0x3f80, 1},
+        {CUMOE_BF16, -3.5, 0xc060, -3.5},
+        {CUMOE_BF16, 0x1.01p0, 0x3f80, 1},
+        {CUMOE_BF16, 0x1.03p0, 0x3f82, 0x1.04p0},
+        {CUMOE_BF16, 0x1p-133, 0x0001, 0x1p-133},
+        {CUMOE_BF16, 0x1.fep127, 0x7f7f, 0x1.fep127},
+        {CUMOE_BF16, 0x1.ffp127, 0x7f80, INFINITY},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        uint16_t bits = 0;
+        real_set(&bits, known[i].dtype, 0, known[i].value);
+        cr_expect_eq(bits, known[i].bits, "%a: %#x", known[i].value, bits);
+        cr_expect(real_round(known[i].dtype, known[i].value) == known[i].nearest, "%a", known[i].value);
+    }
+    for (cumoe_dtype_t dtype = CUMOE_BF16; dtype <= CUMOE_F16; dtype++)
+        for (int i = 0; i <= UINT16_MAX; i++) {
+            const uint16_t bits = (uint16_t)i;
+            uint16_t back = 0;
+            const double value = real_get(&bits, dtype, 0);
+            real_set(&back, dtype, 0, value);
+            if (isnan(value))
+                cr_assert(isnan(real_get(&back, dtype, 0)), "%#x", i);
+            else
+                cr_assert_eq(back, bits, "%#x", i);
+        }
+}
+
 Test(reference, cv_squared_of_known_vectors)
 {
     const double v[] = {1, 2, 3, 6}; /* mean 3, population variance 3.5 */

@@ -26,6 +26,7 @@ static cumoe_layer_t *make_layer_kind(const cumoe_handle_t *handle, const layer_
     config.gate = kind->gate;
     config.activation = kind->activation;
     config.expert_bias = kind->expert_bias;
+    config.max_threads = 1;
     cr_assert_eq(cumoe_layer_create(&layer, handle, &config), CUMOE_SUCCESS, "%s", cumoe_last_error());
     return layer;
 }
