@@ -99,6 +99,25 @@ static inline void suite_all_cases(const char *test, const gate_variant_t *varia
     EXPECT_EMPTY(report);
 }
 
+/* Call body for every activation and the types up to last_dtype, with the caller's choice of experts. */
+static inline void suite_activations(const char *test, const layer_case_t *layer_case, cumoe_dtype_t last_dtype,
+                                     suite_body_t *body)
+{
+    const uint64_t seed = random_seed(test, 1);
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    for (cumoe_dtype_t dtype = CUMOE_F64; dtype <= last_dtype; dtype++)
+        for (int activation = 0; activation <= CUMOE_ACTIVATION_IDENTITY; activation++) {
+            const problem_options_t options = {.dtype = dtype,
+                                               .activation = (cumoe_activation_t)activation,
+                                               .variant = GATE_VARIANTS[NUM_GATE_VARIANTS - 1],
+                                               .seed = seed};
+            suite_one_case(handle, layer_case, &options, body, &report);
+        }
+    cumoe_handle_destroy(handle);
+    EXPECT_EMPTY(report);
+}
+
 /* Call body for the pairwise selection. */
 static inline void suite_pairwise(const char *test, suite_body_t *body)
 {

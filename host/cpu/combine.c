@@ -4,9 +4,8 @@
 #include "host/cpu/float16.h"
 
 #include <math.h>
-#include <string.h>
 
-enum { PIECE = 128 }; /* columns that are summed at a time */
+enum { PIECE = 64 }; /* columns that are summed at a time */
 
 #define REAL  float
 #define FN(x) x##_f32
@@ -23,11 +22,6 @@ enum { PIECE = 128 }; /* columns that are summed at a time */
 #undef REAL
 #undef FN
 
-static int64_t piece_at(const cumoe_config_t *c, int64_t first)
-{
-    return c->hidden_size - first < PIECE ? c->hidden_size - first : PIECE;
-}
-
 cumoe_status_t cumoe__cpu_combine(const cumoe_context_t *context, const cumoe_combine_args_t *args,
                                   cumoe_stream_t stream)
 {
@@ -35,9 +29,7 @@ cumoe_status_t cumoe__cpu_combine(const cumoe_context_t *context, const cumoe_co
     const cumoe_config_t *c = &context->config;
     const int64_t live = args->routing.call->live_tokens;
 #pragma omp parallel for schedule(static) num_threads(c->max_threads)
-    for (int64_t t = 0; t < live; t++)
-        for (int64_t first = 0; first < c->hidden_size; first += PIECE)
-            (c->dtype == CUMOE_F64 ? combine_piece_f64 : combine_piece_f32)(c, args, t, first, piece_at(c, first));
+    for (int64_t t = 0; t < live; t++) (c->dtype == CUMOE_F64 ? combine_token_f64 : combine_token_f32)(c, args, t);
     return CUMOE_SUCCESS;
 }
 
@@ -48,8 +40,6 @@ cumoe_status_t cumoe__cpu_permute_backward(const cumoe_context_t *context,
     const cumoe_config_t *c = &context->config;
     const int64_t live = args->routing.call->live_tokens;
 #pragma omp parallel for schedule(static) num_threads(c->max_threads)
-    for (int64_t t = 0; t < live; t++)
-        for (int64_t first = 0; first < c->hidden_size; first += PIECE)
-            (c->dtype == CUMOE_F64 ? sum_piece_f64 : sum_piece_f32)(c, args, t, first, piece_at(c, first));
+    for (int64_t t = 0; t < live; t++) (c->dtype == CUMOE_F64 ? sum_token_f64 : sum_token_f32)(c, args, t);
     return CUMOE_SUCCESS;
 }

@@ -39,26 +39,16 @@ Test(rounding, integers_have_the_bits_of_the_reference)
     EXPECT_EMPTY(report);
 }
 
+static void body_forward(problem_t *problem, report_t *report)
+{
+    if (problem_run_forward(problem, report)) problem_check_forward(problem, report);
+}
+
 /* A token that is NaN has an output that is NaN, whatever the activation, and no other token has. */
 Test(rounding, nan_comes_through)
 {
     static const layer_case_t layer_case = {"nan", 23, 9, 11, 4, 2, .pattern = PATTERN_NONFINITE_TOKENS};
-    const uint64_t seed = random_seed("nan", 72);
-    cumoe_handle_t *handle = suite_handle();
-    report_t report = {0};
-    for (cumoe_dtype_t dtype = CUMOE_F64; dtype <= CUMOE_F16; dtype++)
-        for (int activation = 0; activation <= CUMOE_ACTIVATION_IDENTITY; activation++) {
-            const problem_options_t options = {.dtype = dtype,
-                                               .activation = (cumoe_activation_t)activation,
-                                               .variant = GATE_VARIANTS[3],
-                                               .seed = seed};
-            problem_t p;
-            if (problem_create(&p, handle, &layer_case, &options, &report) && problem_run_forward(&p, &report))
-                problem_check_forward(&p, &report);
-            problem_destroy(&p);
-        }
-    cumoe_handle_destroy(handle);
-    EXPECT_EMPTY(report);
+    suite_activations("nan", &layer_case, CUMOE_F16, body_forward);
 }
 
 /* The largest number of F16 is 65504; from 65520 on, infinity is nearer than it. */

@@ -61,6 +61,11 @@ Test(down, backward)
     for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("down_backward", &GATE_VARIANTS[v], body_backward);
 }
 
+Test(down, backward_far_from_zero)
+{
+    suite_activations("down, far from zero", &LARGE_CASE, CUMOE_F32, body_backward);
+}
+
 Test(down, backward_pairwise)
 {
     suite_pairwise("down_backward", body_backward);

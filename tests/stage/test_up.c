@@ -41,6 +41,11 @@ Test(up, forward)
     for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("up", &GATE_VARIANTS[v], body);
 }
 
+Test(up, forward_far_from_zero)
+{
+    suite_activations("up, far from zero", &LARGE_CASE, CUMOE_F32, body);
+}
+
 Test(up, forward_pairwise)
 {
     suite_pairwise("up", body);

@@ -16,6 +16,7 @@ typedef enum case_pattern {
     PATTERN_ALL_REFUSED,       /* logits are all +Inf for one half of the tokens, all -Inf for the other */
     PATTERN_SENTINELS,         /* EXTERNAL: -1, E, far outside, whole tokens without an expert */
     PATTERN_DUPLICATES,        /* EXTERNAL: the same expert in every slot of a token */
+    PATTERN_LARGE,             /* EXTERNAL: rows of x up to a million times as large */
     PATTERN_INTEGERS           /* EXTERNAL: small integers times powers of two, see problem_numbers.c */
 } case_pattern_t;
 
@@ -113,11 +114,14 @@ static const gate_variant_t GATE_VARIANTS[] = {
 
 enum { NUM_GATE_VARIANTS = sizeof GATE_VARIANTS / sizeof *GATE_VARIANTS };
 
+/* Activations far from zero: exponentials overflow and vanish there. */
+static const layer_case_t LARGE_CASE = {"far from zero", 35, 9, 11, 4, 2, .pattern = PATTERN_LARGE};
+
 /* Does the pattern mean anything with this gate? */
 static inline int case_applies(const layer_case_t *layer_case, const gate_variant_t *variant)
 {
     const int external_only = layer_case->pattern == PATTERN_SENTINELS ||
-                              layer_case->pattern == PATTERN_DUPLICATES || layer_case->pattern == PATTERN_INTEGERS;
+                              layer_case->pattern == PATTERN_DUPLICATES || layer_case->pattern >= PATTERN_LARGE;
     if (variant->gate == CUMOE_GATE_EXTERNAL)
         return external_only || layer_case->pattern == PATTERN_RANDOM || layer_case->pattern == PATTERN_ZERO_X ||
                layer_case->pattern == PATTERN_ONE_EXPERT || layer_case->pattern == PATTERN_EMPTY_EXPERTS;

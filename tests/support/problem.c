@@ -241,6 +241,7 @@ bool problem_create(problem_t *p, const cumoe_handle_t *handle, const layer_case
                     const problem_options_t *options, report_t *report)
 {
     *p = (problem_t){.layer_case = *layer_case, .options = *options, .handle = handle};
+    report->context = NULL; /* the name of the problem before, which may be gone */
     set_name(p);
     random_state_t random = random_start(options->seed);
     set_sizes(p);

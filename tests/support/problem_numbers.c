@@ -20,8 +20,9 @@ static bool padding(const problem_t *p, int64_t t)
 }
 
 /* What an array is filled with: normal numbers of a scale, or, in PATTERN_INTEGERS, -limit..limit times a power of
- * two. The limits are such that every product and every sum that a layer makes of such numbers is exact in F32, so
- * that the roundings to 16 bits are all the roundings there are. */
+ * two. With RELU or IDENTITY and the sizes of tests/layer/test_rounding.c, products and sums of such numbers stay
+ * below 24 bits on the way to y, dx and the gradients of experts: exact in F32, so that the roundings to 16 bits
+ * are all the roundings there are. */
 typedef struct fill {
     cumoe_dtype_t dtype;
     double scale;
@@ -42,7 +43,8 @@ static void fill_token(const problem_t *p, random_state_t *random, double *x, in
     const int64_t H = p->hidden_size;
     const case_pattern_t pattern = p->layer_case.pattern;
     double *row = x + t * H;
-    fill(p, random, row, H, (fill_t){p->options.dtype, 1, 63, -3});
+    const double scale = pattern == PATTERN_LARGE ? pow(10, (double)(t % 7)) : 1;
+    fill(p, random, row, H, (fill_t){p->options.dtype, scale, 63, -3});
     const bool one_sided = pattern == PATTERN_ONE_EXPERT || pattern == PATTERN_EMPTY_EXPERTS;
     if (one_sided) row[0] = real_round(p->options.dtype, 1 + fabs(row[0]));
     if (pattern == PATTERN_ALL_REFUSED) row[0] = t % 2 ? 1 : -1;
