@@ -38,6 +38,7 @@ start=$(date +%s)
 build_limit=100 probe_limit=150
 has() { command -v "$1" >/dev/null; }
 left() { echo $((limit - $(date +%s) + start)); }
+more_than() { [ "$2" -gt "$1" ] && echo "$2" || echo "$1"; }
 
 # PyTorch's cuBLAS, so that all measure the same one; the toolkit's where there is no such folder.
 cublas=$(python3 -c 'import glob, sysconfig
@@ -46,8 +47,9 @@ build() { # build PROGRAM ARCHITECTURES...
     mkdir -p "$(dirname "$1")"
     program=$1
     shift
-    timeout $build_limit nvcc -std=c++17 -O2 --threads 2 "$@" -Xcompiler -Wall,-Wextra,-static-libstdc++  \
-        -Xcompiler -static-libgcc ${cublas:+"-I$cublas/include"} -o "$program" "$here"/probe/*.cu
+    timeout $build_limit nvcc -std=c++17 -O2 --threads 2 "$@" -Xcompiler -Wall,-Wextra \
+        -Xcompiler -static-libstdc++,-static-libgcc ${cublas:+-Xcompiler "-idirafter,$cublas/include"} \
+        -o "$program" "$here"/probe/*.cu
 }
 
 if [ -n "$build" ]; then
@@ -74,6 +76,7 @@ if ! has nvidia-smi || ! gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader
 fi
 : "${out:=$here/results/$(echo "$gpu" | tr 'A-Z ' 'a-z-')}"
 mkdir -p "$out"
+rm -f "$out"/baseline-*
 status=0
 
 part() { # part NAME SECONDS COMMAND...    its table to baseline-NAME.md, its messages to both
@@ -93,17 +96,18 @@ nvidia-smi --query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu
     --format=csv -i 0 -l 2 >"$out/baseline-clocks.csv" 2>/dev/null &
 clocks=$!
 trap 'kill $clocks 2>/dev/null || true' EXIT
+fact() { printf ' "%s": "%s"%s\n' "$1" "$(printf %s "$2" | tr -d '"\\\n')" "${3-,}"; } # fact NAME VALUE [COMMA]
 {
     echo '{'
-    printf ' "command": "%s",\n' "$(echo "$command" | tr -d '"\\')"
-    : "${commit:=$(git -C "$here" describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)}"
-    printf ' "commit": "%s",\n' "$commit"
-    printf ' "date": "%s",\n' "$(date -u '+%F %T UTC')"
-    printf ' "device": "%s",\n' "$gpu"
-    for fact in driver_version clocks.max.sm clocks.max.mem power.limit; do
-        printf ' "%s": "%s",\n' $fact "$(nvidia-smi --query-gpu=$fact --format=csv,noheader -i 0)"
+    fact command "$command"
+    fact commit "${commit:-$(git -C "$here" describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)}"
+    fact date "$(date -u '+%F %T UTC')"
+    fact device "$gpu"
+    for name in driver_version clocks.max.sm clocks.max.mem power.limit; do
+        fact $name "$(nvidia-smi --query-gpu=$name --format=csv,noheader -i 0)"
     done
-    printf ' "nvcc": "%s"\n}\n' "$(nvcc --version 2>/dev/null | sed -n 's/.*release [^,]*, //p')"
+    fact nvcc "$(nvcc --version 2>/dev/null | sed -n 's/.*release [^,]*, //p')" ''
+    echo '}'
 } >"$out/baseline-run.json"
 
 if [ -z "$probe" ]; then
@@ -118,7 +122,11 @@ if [ -z "$probe" ]; then
 fi
 [ -z "$probe" ] || part probe $probe_limit \
     env LD_LIBRARY_PATH="${cublas:+$cublas/lib:}${LD_LIBRARY_PATH:-}" "$probe" --json "$out/baseline-probe.json"
-part peers "$(left)" python3 "$here/peers/peers.py" --device cuda --json "$out/baseline-peers.json" \
-    --budget $(($(left) - 60)) "$@"
+seconds=$(more_than 60 "$(left)") rows=$out/baseline-peers.json
+part peers "$seconds" python3 "$here/peers/peers.py" --device cuda --json "$rows" \
+    --budget "$(more_than 30 $((seconds - 60)))" "$@"
+if [ -f "$rows" ] && ! [ -s "$out/baseline-peers.md" ]; then # cut off before its tables
+    python3 "$here/peers/report.py" "$rows" | tee "$out/baseline-peers.md"
+fi
 echo "== $(left) s of $limit s left over; the results are in $out"
 exit $status
