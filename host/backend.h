@@ -3,7 +3,8 @@
  *
  * Stage functions get arguments that have been checked: required pointers are there and aligned, sizes agree,
  * strides are resolved (never 0), structs have the library's size, gradients is never NULL (its pointers may be).
- * They allocate nothing, wait for nothing, and only enqueue. */
+ * They allocate nothing, wait for nothing, and only enqueue. What begins inside an array (the glu half of z, dz,
+ * w_up or b_up, a row of odd width) is aligned to its elements alone. */
 #ifndef CUMOE_BACKEND_H
 #define CUMOE_BACKEND_H
 
@@ -61,6 +62,8 @@ typedef struct cumoe_backend_ops {
 
     /* Parameters. */
     cumoe_status_t (*weights_init)(const cumoe_context_t *, uint64_t seed, const cumoe_weights_t *, cumoe_stream_t);
+    /* parameters is host memory, read during the call. args->call is device memory: whether to skip, and whether t
+     * <= 1, which first clears the state and fills all masters, is decided on the device. */
     cumoe_status_t (*optimizer_step)(const cumoe_context_t *, const cumoe_optimizer_args_t *,
                                      const cumoe_parameter_t *parameters, int count, cumoe_stream_t);
 } cumoe_backend_ops_t;

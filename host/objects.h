@@ -56,9 +56,10 @@ bool cumoe__overlap(const void *a, int64_t a_stride, const void *b, int64_t b_st
 
 /* What a cumoe_weights_t is passed as. */
 typedef enum cumoe_role {
-    CUMOE_ROLE_WEIGHTS,     /* all arrays of the layer are required */
-    CUMOE_ROLE_GRADIENTS,   /* any may be NULL, or all: theirs = NULL */
-    CUMOE_ROLE_SOME_WEIGHTS /* any may be NULL */
+    CUMOE_ROLE_WEIGHTS,         /* read: all arrays of the layer are required */
+    CUMOE_ROLE_GRADIENTS,       /* any may be NULL, or all: theirs = NULL */
+    CUMOE_ROLE_SOME_WEIGHTS,    /* written: any may be NULL */
+    CUMOE_ROLE_TRAINED_WEIGHTS, /* written: all are required */
 } cumoe_role_t;
 
 /* weights.c: copy and check what a caller passes; strides and types of the copy are resolved. */

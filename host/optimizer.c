@@ -3,6 +3,7 @@
 #include "host/kinds.h"
 #include "host/objects.h"
 
+#include <float.h>
 #include <math.h>
 
 /* The arrays of a layer, and the state that is dealt out to them. */
@@ -141,6 +142,16 @@ static cumoe_status_t check_at_least_zero(const char *name, double value)
     return CUMOE_SUCCESS;
 }
 
+/* Numbers that are used as F32, whose 0 means 0. */
+static cumoe_status_t check_factor(const char *name, double value)
+{
+    CUMOE_TRY(check_at_least_zero(name, value));
+    CUMOE_REQUIRE(value == 0 || (value >= (double)FLT_MIN && value <= (double)FLT_MAX), INVALID_ARGUMENT,
+                  "%s: %s = %g, but must be 0 or 1.2e-38..3.4e38, the normal numbers of F32", function, name,
+                  value);
+    return CUMOE_SUCCESS;
+}
+
 static cumoe_status_t check_beta(const char *name, float *beta, float default_beta)
 {
     CUMOE_REQUIRE(*beta >= 0 && *beta < 1, INVALID_ARGUMENT,
@@ -158,8 +169,8 @@ static cumoe_status_t check_numbers(cumoe_optimizer_args_t *a)
     CUMOE_TRY(check_at_least_zero("weight_decay", (double)a->weight_decay));
     if (a->epsilon == 0) a->epsilon = 1e-8F;
     if (a->call) return cumoe__check_array(function, "call", a->call, 8, true);
-    CUMOE_TRY(check_at_least_zero("values.learning_rate", a->values.learning_rate));
-    CUMOE_TRY(check_at_least_zero("values.gradient_scale", a->values.gradient_scale));
+    CUMOE_TRY(check_factor("values.learning_rate", a->values.learning_rate));
+    CUMOE_TRY(check_factor("values.gradient_scale", a->values.gradient_scale));
     CUMOE_REQUIRE(a->values.step >= 1, INVALID_ARGUMENT,
                   "%s: values.step = %lld, but must be at least 1: the first step is 1", function,
                   (long long)a->values.step);
@@ -175,12 +186,16 @@ cumoe_status_t cumoe_optimizer_step(const cumoe_layer_t *layer, const cumoe_opti
     CUMOE_TRY(cumoe__struct_read(function, "args", args, sizeof a, &a, sizeof a));
     CUMOE_TRY(check_optimizer(function, layer, a.optimizer));
     CUMOE_TRY(check_numbers(&a));
-    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, CUMOE_ROLE_WEIGHTS, &weights));
+    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, CUMOE_ROLE_TRAINED_WEIGHTS, &weights));
     CUMOE_REQUIRE(a.gradients, INVALID_ARGUMENT, "%s: gradients = NULL, but is required", function);
     CUMOE_TRY(cumoe__weights_read(function, "gradients", layer, a.gradients, CUMOE_ROLE_GRADIENTS, &gradients));
     CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
 
     const inventory_t list = take_inventory(layer, a.optimizer, &weights, &gradients, a.state);
+    for (int i = 0; i < list.count; i++)
+        CUMOE_REQUIRE(list.parameters[i].value.data != list.parameters[i].gradient.data, INVALID_ARGUMENT,
+                      "%s: weights and gradients share the array at %p, but they are two", function,
+                      list.parameters[i].value.data);
     CUMOE_REQUIRE(a.state_size >= list.state.used, BUFFER_TOO_SMALL, "%s: state_size = %zu, but %zu is needed",
                   function, a.state_size, list.state.used);
     CUMOE_TRY(cumoe__check_array(function, "state", a.state, 16, true));

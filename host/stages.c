@@ -177,6 +177,8 @@ cumoe_status_t cumoe_experts_down_backward(const cumoe_layer_t *layer, const cum
                    {"rows.row_token", a.rows.row_token, any}, {"rows.row_slot", a.rows.row_slot, any},
                    {"rows.slot_row", a.rows.slot_row, any}, {"z", a.z, any}, {"dy", a.dy, any}, {"dz", a.dz, any},
                    {"dweight", a.dweight, any});
+    CUMOE_REQUIRE(!any || a.dz != a.z, INVALID_ARGUMENT, "%s: dz = z = %p, but z is read when dz is written",
+                  function, a.z);
     CUMOE_TRY(read_weights(function, layer, &a.weights, &weights));
     CUMOE_TRY(read_gradients(function, layer, &a.gradients, &gradients));
     CUMOE_TRY(
@@ -197,6 +199,8 @@ cumoe_status_t cumoe_experts_up_backward(const cumoe_layer_t *layer, const cumoe
     CUMOE_TRY(cumoe__check_mode(function, a.gradient_mode));
     CHECK_POINTERS({"rows.offset", a.rows.offset, true}, {"rows.row_token", a.rows.row_token, any}, {"x", a.x, any},
                    {"dz", a.dz, any}, {"drows", a.drows, false});
+    CUMOE_REQUIRE(!a.drows || a.drows != a.dz || cumoe__is_linear(layer->context.config.activation),
+                  INVALID_ARGUMENT, "%s: drows = dz = %p, but only with IDENTITY they may be one", function, a.dz);
     CUMOE_TRY(read_weights(function, layer, &a.weights, &weights));
     CUMOE_TRY(read_gradients(function, layer, &a.gradients, &gradients));
     CUMOE_TRY(check_scratch(function, layer, CUMOE_STAGE_UP_BACKWARD, a.num_tokens, a.workspace, a.workspace_size));

@@ -77,8 +77,8 @@ static cumoe_status_t check_dtypes(const char *function, const char *name, const
                       "%s: %s.gate_dtype = %d, but gradients of gates are of the gate type: must be %d", function,
                       name, (int)w->gate_dtype, (int)wide);
     CUMOE_REQUIRE(w->gate_dtype == wide || w->gate_dtype == config->dtype, INVALID_ARGUMENT,
-                  "%s: %s.gate_dtype = %d, but must be %d (gate type) or %d (config.dtype)", function, name,
-                  (int)w->gate_dtype, (int)wide, (int)config->dtype);
+                  "%s: %s.gate_dtype = %d, but must be %d (gate type)%s", function, name, (int)w->gate_dtype,
+                  (int)wide, wide == config->dtype ? "" : " or that of config.dtype");
     CUMOE_REQUIRE((unsigned)w->glu <= CUMOE_GLU_INTERLEAVED, INVALID_ARGUMENT,
                   "%s: %s.glu = %d, but must be a cumoe_glu_placement_t, 0..3", function, name, (int)w->glu);
     CUMOE_REQUIRE(w->glu == CUMOE_GLU_SEPARATE || cumoe__is_glu(config->activation), INVALID_ARGUMENT,
@@ -87,27 +87,60 @@ static cumoe_status_t check_dtypes(const char *function, const char *name, const
     return CUMOE_SUCCESS;
 }
 
+/* The strides of one of the two matrices. */
+typedef struct {
+    const char *name;
+    int64_t rows, cols;
+    int64_t *expert, *row, *col;
+} strides_t;
+
+static cumoe_status_t check_stride(const char *function, const char *name, const strides_t *s, const char *which,
+                                   int64_t stride, int limit)
+{
+    CUMOE_REQUIRE(stride >= 0 && stride >> limit == 0, INVALID_ARGUMENT,
+                  "%s: %s.%s_%s_stride = %lld, but must be 0 (contiguous) or positive and below 2^%d", function,
+                  name, s->name, which, (long long)stride, limit);
+    return CUMOE_SUCCESS;
+}
+
+/* What is written must not overlap itself: rows and columns one inside the other, experts apart. */
+static cumoe_status_t check_apart(const char *function, const char *name, const strides_t *s, int64_t experts)
+{
+    const int64_t rows = (s->rows - 1) * *s->row, cols = (s->cols - 1) * *s->col; /* from the first to the last */
+    CUMOE_REQUIRE(
+        *s->row > cols || *s->col > rows || s->rows == 1 || s->cols == 1, INVALID_ARGUMENT,
+        "%s: %s.%s_row_stride = %lld, %s_col_stride = %lld, but elements of [%lld, %lld] that are written "
+        "may not overlap",
+        function, name, s->name, (long long)*s->row, s->name, (long long)*s->col, (long long)s->rows,
+        (long long)s->cols);
+    CUMOE_REQUIRE(
+        *s->expert > rows + cols || experts == 1, INVALID_ARGUMENT,
+        "%s: %s.%s_expert_stride = %lld, but must be above %lld: experts that are written may not overlap",
+        function, name, s->name, (long long)*s->expert, (long long)(rows + cols));
+    return CUMOE_SUCCESS;
+}
+
+/* No offset passes 62 bits. Experts stand right behind each other by default, whatever the other strides are. */
 static cumoe_status_t resolve_strides(const char *function, const char *name, const cumoe_config_t *config,
-                                      cumoe_weights_t *w)
+                                      bool written, cumoe_weights_t *w)
 {
     const int64_t H = config->hidden_size, I = config->intermediate_size;
-    const struct {
-        const char *field;
-        int64_t *stride, contiguous;
-        int limit; /* log2: no offset passes 62 bits */
-    } strides[] = {
-        {"up_expert_stride", &w->up_expert_stride, I * H * (w->glu == CUMOE_GLU_SEPARATE ? 1 : 2), 42},
-        {"up_row_stride", &w->up_row_stride, H, 33},
-        {"up_col_stride", &w->up_col_stride, 1, 33},
-        {"down_expert_stride", &w->down_expert_stride, H * I, 42},
-        {"down_row_stride", &w->down_row_stride, I, 33},
-        {"down_col_stride", &w->down_col_stride, 1, 33},
-    };
-    for (size_t i = 0; i < sizeof strides / sizeof strides[0]; i++) {
-        CUMOE_REQUIRE(*strides[i].stride >= 0 && *strides[i].stride >> strides[i].limit == 0, INVALID_ARGUMENT,
-                      "%s: %s.%s = %lld, but must be 0 (contiguous) or positive and below 2^%d", function, name,
-                      strides[i].field, (long long)*strides[i].stride, strides[i].limit);
-        if (*strides[i].stride == 0) *strides[i].stride = strides[i].contiguous;
+    const strides_t matrices[] = {{"up", w->glu == CUMOE_GLU_SEPARATE ? I : 2 * I, H, &w->up_expert_stride,
+                                   &w->up_row_stride, &w->up_col_stride},
+                                  {"down", H, I, &w->down_expert_stride, &w->down_row_stride, &w->down_col_stride}};
+    for (int i = 0; i < 2; i++) {
+        const strides_t *s = &matrices[i];
+        CUMOE_TRY(check_stride(function, name, s, "expert", *s->expert, 42));
+        CUMOE_TRY(check_stride(function, name, s, "row", *s->row, 33));
+        CUMOE_TRY(check_stride(function, name, s, "col", *s->col, 33));
+        if (*s->row == 0) *s->row = s->cols;
+        if (*s->col == 0) *s->col = 1;
+        const int64_t by_rows = s->rows * *s->row, by_cols = s->cols * *s->col;
+        if (*s->expert == 0) *s->expert = by_rows > by_cols ? by_rows : by_cols;
+        CUMOE_REQUIRE(*s->expert <= ((int64_t)1 << 60) / config->num_experts, INVALID_ARGUMENT,
+                      "%s: %s.%s_expert_stride = %lld, but times num_experts it must be at most 2^60", function,
+                      name, s->name, (long long)*s->expert);
+        if (written) CUMOE_TRY(check_apart(function, name, s, config->num_experts));
     }
     return CUMOE_SUCCESS;
 }
@@ -122,16 +155,15 @@ cumoe_status_t cumoe__weights_read(const char *function, const char *name, const
     if (ours->dtype == CUMOE_DTYPE_DEFAULT) ours->dtype = config->dtype;
     if (ours->gate_dtype == CUMOE_DTYPE_DEFAULT) ours->gate_dtype = cumoe__gate_dtype(config);
     CUMOE_TRY(check_dtypes(function, name, config, role, ours));
-    CUMOE_TRY(resolve_strides(function, name, config, ours));
+    CUMOE_TRY(resolve_strides(function, name, config, role != CUMOE_ROLE_WEIGHTS, ours));
+    const bool complete = role == CUMOE_ROLE_WEIGHTS || role == CUMOE_ROLE_TRAINED_WEIGHTS;
     array_t arrays[NUM_ARRAYS];
     list_arrays(config, ours->glu, arrays);
     for (int i = 0; i < NUM_ARRAYS; i++) {
         const void *pointer = *pointer_of(ours, &arrays[i]);
         CUMOE_REQUIRE(!pointer || !arrays[i].absent, INVALID_ARGUMENT, "%s: %s.%s = %p, but must be NULL: %s",
                       function, name, arrays[i].name, pointer, arrays[i].absent);
-        if (pointer ? (uintptr_t)pointer % 16 == 0
-                    : role != CUMOE_ROLE_WEIGHTS || arrays[i].absent || arrays[i].optional)
-            continue;
+        if (pointer ? (uintptr_t)pointer % 16 == 0 : !complete || arrays[i].absent || arrays[i].optional) continue;
         char full_name[64];
         snprintf(full_name, sizeof full_name, "%s.%s", name, arrays[i].name);
         return cumoe__check_array(function, full_name, pointer, 16, true);
@@ -149,7 +181,7 @@ cumoe_status_t cumoe_weights_create(const cumoe_layer_t *layer, cumoe_dtype_t dt
                             .dtype = dtype ? dtype : config->dtype,
                             .gate_dtype = cumoe__gate_dtype(config)};
     CUMOE_TRY(check_dtypes(function, "weights", config, CUMOE_ROLE_GRADIENTS, &made));
-    CUMOE_TRY(resolve_strides(function, "weights", config, &made));
+    CUMOE_TRY(resolve_strides(function, "weights", config, true, &made));
 
     array_t arrays[NUM_ARRAYS];
     list_arrays(config, made.glu, arrays);

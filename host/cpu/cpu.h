@@ -1,6 +1,6 @@
-/* The CPU backend, shared by its stages. Tokens, weights and sums are F32 throughout, or F64 throughout; stages
- * whose arithmetic is their own are written once for both in a *_real.h file, included with REAL (the
- * type) and FN (the suffix of names) defined. */
+/* The CPU backend, shared by its stages. Arithmetic is F32, or F64 with F64 tokens; 16-bit values are
+ * widened as they are read and rounded as they are written. Stages whose arithmetic is their own are written once
+ * for both in a *_real.h file, included with REAL (the type) and FN (the suffix of names) defined. */
 #ifndef CUMOE_CPU_H
 #define CUMOE_CPU_H
 

@@ -124,6 +124,14 @@ CUMOE_ELEMENTARY_FN double normal_cdf_f64(double z)
     {                                                                                                              \
         return x < low ? low : x > high ? high : x; /* NaN stays */                                                \
     }                                                                                                              \
+    CUMOE_ELEMENTARY_FN REAL above_infinity_##SUFFIX(REAL x) /* -Inf made a number: times 0 it is 0 */             \
+    {                                                                                                              \
+        return x < -FLT_MAX ? -FLT_MAX : x;                                                                        \
+    }                                                                                                              \
+    CUMOE_ELEMENTARY_FN REAL finite_##SUFFIX(REAL x)                                                               \
+    {                                                                                                              \
+        return clamp_##SUFFIX(x, -FLT_MAX, FLT_MAX);                                                               \
+    }                                                                                                              \
     CUMOE_ELEMENTARY_FN REAL relu_##SUFFIX(REAL x)                                                                 \
     {                                                                                                              \
         return x < 0 ? 0 : x;                                                                                      \

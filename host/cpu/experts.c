@@ -19,7 +19,8 @@ typedef struct {
     void *hidden;            /* [R, I]; z itself: hidden alone is wanted */
     const void *weight;      /* [T, K] gate type */
     void *dz;                /* [R, z_width] */
-    void *scaled;            /* [R, I] g * hidden, for dw_down */
+    void *scaled;            /* [R, I] gate type: g * hidden, for dw_down. Not rounded to 16 bits: a small g would
+                                leave nothing of it in F16, where scaling dy does not help */
     void *partial;           /* [R, panels] gate type: <d, hidden> over the columns of a block */
     int64_t panels;
 } epilogue_t;
@@ -175,7 +176,7 @@ cumoe_status_t cumoe__cpu_down(const cumoe_context_t *context, const cumoe_down_
 
 /* Scratch of down_backward. */
 typedef struct {
-    void *scaled;  /* [R, I] */
+    void *scaled;  /* [R, I] gate type */
     void *partial; /* [R, panels] */
     int64_t panels;
     void *gemm;
@@ -184,11 +185,11 @@ typedef struct {
 
 static down_scratch_t down_scratch(const cumoe_config_t *c, int64_t num_tokens, void *workspace)
 {
-    const size_t R = (size_t)num_tokens * (size_t)c->top_k, size = cumoe__dtype_size(c->dtype);
+    const size_t R = (size_t)num_tokens * (size_t)c->top_k, size = cumoe__dtype_size(cumoe__gate_dtype(c));
     cumoe_arena_t arena = {(uintptr_t)workspace, 0};
     down_scratch_t s = {.panels = (c->intermediate_size + CUMOE_CPU_GEMM_COLUMNS - 1) / CUMOE_CPU_GEMM_COLUMNS};
     s.scaled = cumoe__take(&arena, R * (size_t)c->intermediate_size * size);
-    s.partial = cumoe__take(&arena, R * (size_t)s.panels * cumoe__dtype_size(cumoe__gate_dtype(c)));
+    s.partial = cumoe__take(&arena, R * (size_t)s.panels * size);
     s.gemm = cumoe__take(&arena, cumoe__cpu_gemm_workspace(c->max_threads));
     s.size = arena.used;
     return s;
@@ -278,8 +279,8 @@ cumoe_status_t cumoe__cpu_down_backward(const cumoe_context_t *context, const cu
 
     weight_gradient(c, cumoe__matrix_down(args->gradients), H, I,
                     tokens_factor(args->dy, c->dtype, args->dy_stride, &args->rows, true),
-                    rows_factor(scratch.scaled, c->dtype, I, true), args->rows.offset, args->gradient_mode,
-                    scratch.gemm);
+                    rows_factor(scratch.scaled, cumoe__gate_dtype(c), I, true), args->rows.offset,
+                    args->gradient_mode, scratch.gemm);
     const bias_sum_t bias = {.gradient = cumoe__bias_down(args->gradients, c),
                              .mode = args->gradient_mode,
                              .rows = &args->rows,
@@ -326,8 +327,8 @@ cumoe_status_t cumoe__cpu_up_backward(const cumoe_context_t *context, const cumo
     const int64_t I = c->intermediate_size, z_width = cumoe__z_width(c);
     const size_t size = cumoe__dtype_size(c->dtype);
     if (cumoe__is_linear(c->activation)) { /* z is x: dz is drows */
-        if (args->drows && args->drows != args->dz)
-            memcpy(args->drows, args->dz, (size_t)args->rows.offset[c->num_experts] * (size_t)I * size);
+        const size_t bytes = (size_t)args->rows.offset[c->num_experts] * (size_t)I * size;
+        if (bytes && args->drows && args->drows != args->dz) memcpy(args->drows, args->dz, bytes);
         return CUMOE_SUCCESS;
     }
     if (args->drows) rows_gradient(c, args);

@@ -2,7 +2,8 @@
  * COLUMNS, zeros behind its end, so that every loop has a constant length. */
 
 /* hidden = act(z), and its derivatives by up and by glu; who has no use for them lets the compiler drop them. The
- * formulas are those of cumoe_activation_t; a NaN comes through. */
+ * formulas are those of cumoe_activation_t; a NaN comes through, and the infinities, which a z beyond F16 becomes,
+ * give the limits: z times a share of 0 is 0. */
 static inline __attribute__((always_inline)) void FN(act)(const cumoe_config_t *c, const REAL *restrict up,
                                                           const REAL *restrict glu, REAL *restrict hidden,
                                                           REAL *restrict by_up, REAL *restrict by_glu)
@@ -12,7 +13,7 @@ static inline __attribute__((always_inline)) void FN(act)(const cumoe_config_t *
     case CUMOE_ACTIVATION_RELU:
         for (int i = 0; i < COLUMNS; i++) {
             hidden[i] = FN(relu)(up[i]);
-            by_up[i] = up[i] > 0 ? 1 : hidden[i];
+            by_up[i] = up[i] > 0 ? 1 : hidden[i]; /* 0, or NaN */
         }
         break;
     case CUMOE_ACTIVATION_RELU2:
@@ -25,14 +26,14 @@ static inline __attribute__((always_inline)) void FN(act)(const cumoe_config_t *
     case CUMOE_ACTIVATION_GELU:
         for (int i = 0; i < COLUMNS; i++) {
             const REAL share = FN(normal_cdf)(up[i]);
-            hidden[i] = up[i] * share;
-            by_up[i] = share + up[i] * FN(normal_density)(up[i]);
+            hidden[i] = FN(above_infinity)(up[i]) * share;
+            by_up[i] = share + FN(finite)(up[i]) * FN(normal_density)(up[i]);
         }
         break;
     case CUMOE_ACTIVATION_GELU_TANH:
         for (int i = 0; i < COLUMNS; i++) {
             const REAL share = FN(gelu_tanh_share)(up[i]), z = FN(clamp)(up[i], -40, 40);
-            hidden[i] = up[i] * share;
+            hidden[i] = FN(above_infinity)(up[i]) * share;
             by_up[i] =
                 share + z * share * (1 - share) * (REAL)GELU_TANH_SCALE * (1 + 3 * (REAL)GELU_TANH_CUBE * z * z);
         }
@@ -40,29 +41,29 @@ static inline __attribute__((always_inline)) void FN(act)(const cumoe_config_t *
     case CUMOE_ACTIVATION_SILU:
         for (int i = 0; i < COLUMNS; i++) {
             const REAL s = FN(sigmoid)(up[i]);
-            hidden[i] = up[i] * s;
-            by_up[i] = s + up[i] * s * (1 - s);
+            hidden[i] = FN(above_infinity)(up[i]) * s;
+            by_up[i] = s + FN(finite)(up[i]) * s * (1 - s);
         }
         break;
     case CUMOE_ACTIVATION_SWIGLU:
         for (int i = 0; i < COLUMNS; i++) {
-            const REAL s = FN(sigmoid)(glu[i]), silu = glu[i] * s;
+            const REAL s = FN(sigmoid)(glu[i]), silu = FN(above_infinity)(glu[i]) * s;
             hidden[i] = silu * up[i];
             by_up[i] = silu;
-            by_glu[i] = up[i] * (s + silu * (1 - s));
+            by_glu[i] = up[i] * (s + FN(finite)(silu) * (1 - s));
         }
         break;
     case CUMOE_ACTIVATION_GEGLU:
         for (int i = 0; i < COLUMNS; i++) {
-            const REAL share = FN(normal_cdf)(glu[i]), gelu = glu[i] * share;
+            const REAL share = FN(normal_cdf)(glu[i]), gelu = FN(above_infinity)(glu[i]) * share;
             hidden[i] = gelu * up[i];
             by_up[i] = gelu;
-            by_glu[i] = up[i] * (share + glu[i] * FN(normal_density)(glu[i]));
+            by_glu[i] = up[i] * (share + FN(finite)(glu[i]) * FN(normal_density)(glu[i]));
         }
         break;
     case CUMOE_ACTIVATION_SWIGLU_CLAMPED:
         for (int i = 0; i < COLUMNS; i++) {
-            const REAL g = FN(clamp)(glu[i], -(REAL)INFINITY, limit), u = FN(clamp)(up[i], -limit, limit);
+            const REAL g = FN(clamp)(glu[i], -FLT_MAX, limit), u = FN(clamp)(up[i], -limit, limit);
             const REAL s = FN(sigmoid)(alpha * g), swish = g * s;
             hidden[i] = swish * (u + 1);
             by_up[i] = up[i] > limit || up[i] < -limit ? 0 : swish;
@@ -182,7 +183,7 @@ FN(activate_backward_row)(const epilogue_t *e, const cumoe_cpu_block_t *b, int64
         for (int i = 0; i < COLUMNS; i++) by_glu[i] = by_glu[i] == 0 ? 0 : d[i] * by_glu[i];
         FN(store)(by_glu, cols, c->dtype, e->dz, at + e->I);
     }
-    FN(store)(hidden, cols, c->dtype, e->scaled, row * e->I + b->col);
+    for (int64_t i = 0; i < cols; i++) ((REAL *)e->scaled)[row * e->I + b->col + i] = hidden[i];
     ((REAL *)e->partial)[row * e->panels + b->col / COLUMNS] = FN(sum_pairwise)(product);
 }
 
@@ -239,6 +240,7 @@ CUMOE_CPU_CLONES static void FN(sum_columns)(const bias_sum_t *s, int64_t expert
     const cumoe_matrix_t m = s->gradient;
     const int64_t to = expert * m.expert_stride + first * m.col_stride;
     const int32_t begin = s->rows->offset[expert], end = s->rows->offset[expert + 1];
+    if (s->mode == CUMOE_GRADIENT_ADD && begin == end) return;
     if (s->mode == CUMOE_GRADIENT_ADD)
         for (int64_t i = 0; i < cols; i++) FN(load)(m.data, m.dtype, to + i * m.col_stride, 1, sum + i);
     for (int64_t row = begin; row < end; row++) {

@@ -45,25 +45,23 @@ static void input_gradient(const cumoe_context_t *context, const cumoe_gate_back
 {
     const cumoe_config_t *c = &context->config;
     const int64_t H = c->hidden_size;
-    const void *weights[2] = {args->weights->w_gate, args->weights->w_noise};
-    char *dx = (char *)args->dx_gate + (size_t)(first * H) * cumoe__dtype_size(cumoe__gate_dtype(c));
-    for (int half = 0; half < halves; half++) {
-        const cumoe_cpu_gemm_t gemm = {
-            .groups = 1,
-            .m = tokens,
-            .n = H,
-            .k = c->num_experts,
-            .parts = 1,
-            .terms = 1,
-            .a = {dlogits_factor(c, scratch, half, false)},
-            .b = {{.data = weights[half], .dtype = args->weights->gate_dtype, .line_stride = 1, .depth_stride = H}},
-            .c = {dx},
-            .c_dtype = cumoe__gate_dtype(c),
-            .c_row_stride = H,
-            .c_col_stride = 1,
-            .add = half > 0};
-        cumoe__cpu_gemm(&gemm, c->max_threads, scratch->gemm);
-    }
+    const cumoe_dtype_t dtype = args->weights->gate_dtype;
+    const cumoe_cpu_gemm_t gemm = {
+        .groups = 1,
+        .m = tokens,
+        .n = H,
+        .k = c->num_experts,
+        .parts = 1,
+        .terms = halves,
+        .a = {dlogits_factor(c, scratch, 0, false), dlogits_factor(c, scratch, 1, false)},
+        .b = {{.data = args->weights->w_gate, .dtype = dtype, .line_stride = 1, .depth_stride = H},
+              {.data = args->weights->w_noise, .dtype = dtype, .line_stride = 1, .depth_stride = H}},
+        .c = {(char *)args->dx_gate + (size_t)(first * H) * cumoe__dtype_size(cumoe__gate_dtype(c))},
+        .c_dtype = cumoe__gate_dtype(c),
+        .c_row_stride = H,
+        .c_col_stride = 1,
+    };
+    cumoe__cpu_gemm(&gemm, c->max_threads, scratch->gemm);
 }
 
 /* The tokens of a block that are not padding, whose rows of x may hold anything: 0 * NaN is not 0. */

@@ -249,6 +249,7 @@ static void run_panel(const plan_t *plan, const task_t *task, const piece_t *pie
 static void run_task(const plan_t *plan, const task_t *task, void *scratch)
 {
     const cumoe_cpu_gemm_t *gemm = plan->gemm;
+    if (gemm->add && task->depths == 0 && !gemm->epilogue) return; /* nothing to add: not touched */
     void *packed_b = (char *)scratch + BLOCK_ROWS * BLOCK_DEPTH_BYTES;
     float *stage = (float *)((char *)packed_b + PANEL * BLOCK_DEPTH_BYTES);
     const int64_t blocks = max64(1, ceil_div(task->depths, plan->block_depth)), pieces = blocks * gemm->terms;

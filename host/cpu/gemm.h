@@ -53,7 +53,7 @@ typedef struct cumoe_cpu_gemm {
     void *c[2];
     cumoe_dtype_t c_dtype;                              /* F64 if the factors are F64, else F32, BF16 or F16 */
     int64_t c_group_stride, c_row_stride, c_col_stride; /* elements; any, but fastest with c_col_stride = 1 */
-    bool add; /* start from the old C; else from 0 (an empty k range writes zeros) */
+    bool add; /* start from the old C, not touched by an empty k range; else from 0, which that writes */
 
     /* Called once for every finished block of columns, all parts done and still in cache; what it leaves in the
      * sums goes to C. Blocks come in any order from any thread. Needs c_col_stride = 1. NULL = none. */

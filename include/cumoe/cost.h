@@ -35,7 +35,8 @@ typedef struct cumoe_cost {
     /* Work of a call on one rank, in floating-point operations: a multiply-add is two. Products alone; the rank's
      * experts get R rows on average. */
     double forward_flop;  /* 2 N ops_per_timestep */
-    double backward_flop; /* twice that; with config.recompute 2 R H Z more, but for IDENTITY */
+    double backward_flop; /* twice that; with config.recompute 2 R H Z more, but for IDENTITY. Logits that a noisy
+                             gate computes again are not counted */
 
     /* Bytes that a call on one rank moves at least: every array is read once and written once, whatever caches
      * hold. Only experts that can have rows, R of the rank's at most, and only second-level gates that can have

@@ -12,7 +12,8 @@
  *
  * w_up and w_glu count as two matrices in every layout. Arithmetic is F32 (F64 with F64). The state holds, per
  * value of an array: Adam 2 values, factored about none, and for 16-bit parameters one F32 master copy, which is
- * what a step updates: the parameter is that copy, rounded. gate_bias has no gradient and is never touched. */
+ * what a step updates: the parameter is that copy, rounded, and what somebody else writes to it is lost; after
+ * loading parameters begin with t = 1 again. gate_bias has no gradient and is never touched. */
 #ifndef CUMOE_OPTIMIZER_H
 #define CUMOE_OPTIMIZER_H
 
@@ -29,8 +30,8 @@ typedef enum cumoe_optimizer {
 
 /* Numbers of a step that may change between replays of a captured graph. */
 typedef struct cumoe_optimizer_call {
-    double learning_rate;  /* finite, >= 0 */
-    double gradient_scale; /* finite, >= 0; 0 = 1 */
+    double learning_rate;  /* 0 or a positive normal number of F32 */
+    double gradient_scale; /* the same; 0 = 1 */
     int64_t step;          /* t >= 1: 1 for the first step, which initialises the state */
     int64_t skip;          /* not 0: leave everything as it is (overflow of scaled gradients). The step does not
                               count: the next has the same t, and a skipped t = 1 initialises nothing */
@@ -41,7 +42,7 @@ typedef struct cumoe_optimizer_args {
     cumoe_optimizer_t optimizer;
     const cumoe_weights_t *weights;   /* in/out. Weights, gradients and state share no byte */
     const cumoe_weights_t *gradients; /* in   an array whose gradient is NULL keeps its values */
-    float beta1, beta2;               /* 0 <= beta < 1; 0 = 0.9f and 0.999f */
+    float beta1, beta2;               /* 0 <= beta < 1; 0 = 0.9f and 0.999f, so take 1e-30f for none */
     float epsilon;                    /* >= 0; 0 = 1e-8 */
     float weight_decay;               /* >= 0, decoupled */
     cumoe_optimizer_call_t values;
@@ -72,7 +73,7 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_optimizer_state_size(const cumoe_
  * CUMOE_BUFFER_TOO_SMALL  state_size is below cumoe_optimizer_state_size()
  * CUMOE_CUDA_ERROR        a launch failed
  *
- * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, for distinct weights. */
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, for distinct weights and states. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_optimizer_step(const cumoe_layer_t *layer,
                                                               const cumoe_optimizer_args_t *args,
                                                               cumoe_stream_t stream);

@@ -8,8 +8,9 @@
  * needed again), that of the gathering in permute_backward. A program with a gate of its own starts at permute;
  * tests and benchmarks call each stage alone. Buffers between stages are the caller's, in the shapes given.
  * Workspaces of stages are 64-byte aligned. Every sum is taken in the gate type and rounded where it is stored in
- * the token type; z is rounded before it is activated, so that it is the same whether kept or computed again. These
- * structs are also what a backend implements (host/backend.h): one set, no translation.
+ * the token type; z is rounded before it is activated, so that it is the same whether kept or computed again.
+ * Outputs share no byte with inputs, but for the two pairs that say so. These structs are also what a backend
+ * implements (host/backend.h): one set, no translation.
  *
  * Every stage: enqueued on the stream. Statuses:
  *   CUMOE_INVALID_ARGUMENT  a required pointer is NULL or misaligned, a number out of range

@@ -22,7 +22,7 @@ extern "C" {
     X(INVALID_ARGUMENT, 1, "an argument is wrong, on every device")                                                \
     X(UNSUPPORTED_CONFIG, 2, "valid, but no kernel covers this kind, type or shape")                               \
     X(UNSUPPORTED_DEVICE, 3, "valid, but not on this device")                                                      \
-    X(BUFFER_TOO_SMALL, 4, "workspace or saved is smaller than the size query said")                               \
+    X(BUFFER_TOO_SMALL, 4, "workspace, saved or state is smaller than the size query said")                        \
     X(OUT_OF_MEMORY, 5, "host or device memory is exhausted")                                                      \
     X(CUDA_ERROR, 6, "a CUDA call failed")                                                                         \
     X(COMM_ERROR, 7, "a communication call failed")                                                                \

@@ -46,7 +46,8 @@ typedef enum cumoe_gate_kind {
     CUMOE_GATE_SIGMOID_TOPK = 6  /* the K largest of sigmoid(c) + selection bias, weights without the bias */
 } cumoe_gate_kind_t;
 
-/* Inside an expert: hidden = act(x w_up^T), or act(x w_glu^T) * (x w_up^T) for the gated linear units. */
+/* Inside an expert: hidden = act(x w_up^T), or act(x w_glu^T) * (x w_up^T) for the gated linear units. Backward, a
+ * derivative of 0 lets nothing through, not even Inf or NaN. */
 typedef enum cumoe_activation {
     CUMOE_ACTIVATION_RELU = 0,           /* max(z, 0): the paper's */
     CUMOE_ACTIVATION_SWIGLU = 1,         /* silu(glu) * up */
@@ -57,7 +58,7 @@ typedef enum cumoe_activation {
     CUMOE_ACTIVATION_GEGLU = 6,          /* gelu(glu) * up */
     CUMOE_ACTIVATION_SWIGLU_CLAMPED = 7, /* g sigmoid(alpha g) * (u + 1), g = min(glu, limit),
                                             u = clamp(up, -limit, limit) */
-    CUMOE_ACTIVATION_IDENTITY = 8        /* one matrix: w_down [E, H, H], no w_up; I is ignored */
+    CUMOE_ACTIVATION_IDENTITY = 8        /* one matrix: w_down [E, H, H], no w_up; I = H */
 } cumoe_activation_t;
 
 /* Where the glu half stands beside the up half. */

@@ -21,7 +21,8 @@ extern "C" {
 typedef struct cumoe_weights {
     size_t struct_size;  /* sizeof(cumoe_weights_t) */
     cumoe_dtype_t dtype; /* of the expert matrices and biases: config.dtype, the default. Gradients: that, or F32
-                            (F64 with F64). A gradient is summed in F32 and rounded once per call */
+                            (F64 with F64). A gradient is summed in F32 (F64 with F64) and rounded
+                            once per call */
     cumoe_dtype_t gate_dtype;  /* of w_gate, w_noise and the primary pair: the gate type, the default, which is F32
                                   (F64 with F64), or config.dtype. Gradients: the gate type */
     cumoe_glu_placement_t glu; /* default SEPARATE */
@@ -41,7 +42,9 @@ typedef struct cumoe_weights {
     void *b_down; /* [E, H]  expert_bias */
 
     /* Distance in elements between experts, rows and columns of the matrices above; 0 = contiguous in the order
-     * written there. A transposed matrix has row stride 1. Negative strides are refused. Biases are contiguous. */
+     * written there, experts right behind each other whatever the other strides are. A transposed matrix has row
+     * stride 1. Negative strides are refused, and where the library writes (gradients, initial values, the
+     * optimizer) those with which elements overlap. Biases are contiguous. */
     int64_t up_expert_stride, up_row_stride, up_col_stride;
     int64_t down_expert_stride, down_row_stride, down_col_stride;
 

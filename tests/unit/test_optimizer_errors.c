@@ -53,6 +53,8 @@ static void numbers(optimizer_problem_t *p, report_t *report)
     REFUSE(a.values.learning_rate = -0.25, INVALID_ARGUMENT, "learning_rate = -0.25", NULL);
     REFUSE(a.values.learning_rate = (double)NAN, INVALID_ARGUMENT, "learning_rate", "nan");
     REFUSE(a.values.learning_rate = (double)INFINITY, INVALID_ARGUMENT, "learning_rate", "inf");
+    REFUSE(a.values.learning_rate = 1e39, INVALID_ARGUMENT, "learning_rate = 1e+39", "F32");
+    REFUSE(a.values.gradient_scale = 1e-60, INVALID_ARGUMENT, "gradient_scale = 1e-60", "F32");
     REFUSE(a.values.gradient_scale = -2, INVALID_ARGUMENT, "gradient_scale = -2", NULL);
     REFUSE(a.values.gradient_scale = (double)NAN, INVALID_ARGUMENT, "gradient_scale", "nan");
     REFUSE(a.values.gradient_scale = (double)INFINITY, INVALID_ARGUMENT, "gradient_scale", "inf");
@@ -90,6 +92,9 @@ static void weights_and_gradients(optimizer_problem_t *p, report_t *report)
     REFUSE(g.dtype = CUMOE_F64, INVALID_ARGUMENT, "gradients.dtype = 1", "F32");
     REFUSE(g.gate_dtype = CUMOE_BF16, INVALID_ARGUMENT, "gradients.gate_dtype = 3", "gate type");
     REFUSE(g.b_down = g.w_up, INVALID_ARGUMENT, "gradients.b_down = 0x", "must be NULL: config.expert_bias = 0");
+    REFUSE(g.w_up = w.w_up, INVALID_ARGUMENT, "share the array at 0x", NULL);
+    REFUSE(g.up_row_stride = 1, INVALID_ARGUMENT, "gradients.up_row_stride = 1", "may not overlap");
+    REFUSE(w.down_expert_stride = 3, INVALID_ARGUMENT, "weights.down_expert_stride = 3", "may not overlap");
     REFUSE(g.gate_bias = g.w_gate, INVALID_ARGUMENT, "gradients.gate_bias = 0x", "must be NULL");
 }
 

@@ -166,7 +166,7 @@ Test(stage_errors, backward_of_experts)
                                        .rows = rows(&x),
                                        .z = x.scratch,
                                        .dy = x.scratch,
-                                       .dz = x.scratch,
+                                       .dz = (char *)x.scratch + 64,
                                        .dweight = x.scratch,
                                        .workspace = x.scratch,
                                        .workspace_size = x.scratch_size};
@@ -184,7 +184,7 @@ Test(stage_errors, backward_of_experts)
                                    .rows = rows(&x),
                                    .x = x.p.forward.x,
                                    .dz = x.scratch,
-                                   .drows = x.scratch,
+                                   .drows = (char *)x.scratch + 64,
                                    .workspace = x.scratch,
                                    .workspace_size = x.scratch_size};
     REFUSE_COMMON(cumoe_experts_up_backward, up);

@@ -1,0 +1,110 @@
+/* A pre-activation beyond the numbers of F16 becomes infinite; what the activation makes of it is its limit, and
+ * not NaN, which would spread. One token, one expert, all sizes 1. */
+#include "tests/suite.h"
+
+#include <math.h>
+
+typedef struct limits {
+    cumoe_activation_t activation;
+    bool glu;
+    double above, below;             /* y where the driving half is +Inf, -Inf */
+    double slope_above, slope_below; /* of y by the driving half */
+} limits_t;
+
+static const limits_t LIMITS[] = {
+    {CUMOE_ACTIVATION_RELU, false, INFINITY, 0, 1, 0},
+    {CUMOE_ACTIVATION_RELU2, false, INFINITY, 0, INFINITY, 0},
+    {CUMOE_ACTIVATION_GELU, false, INFINITY, 0, 1, 0},
+    {CUMOE_ACTIVATION_GELU_TANH, false, INFINITY, 0, 1, 0},
+    {CUMOE_ACTIVATION_SILU, false, INFINITY, 0, 1, 0},
+    {CUMOE_ACTIVATION_SWIGLU, true, INFINITY, 0, 1, 0},
+    {CUMOE_ACTIVATION_GEGLU, true, INFINITY, 0, 1, 0},
+    {CUMOE_ACTIVATION_SWIGLU_CLAMPED, true, 14, 0, 0, 0}, /* 7 sigmoid(1.702 * 7) (1 + 1) */
+};
+
+typedef struct run {
+    double y, slope;
+} run_t;
+
+/* A block of memory with a 16-byte piece for everything. */
+typedef struct piece {
+    _Alignas(16) unsigned char bytes[16];
+} piece_t;
+
+/* z of the driving half is x weight = 2 weight, that of the other half 1. */
+static run_t run(const limits_t *limits, cumoe_dtype_t dtype, double weight)
+{
+    cumoe_handle_t *handle = suite_handle();
+    cumoe_config_t config;
+    cumoe_config_init(&config);
+    config.hidden_size = config.intermediate_size = config.num_experts = config.top_k = 1;
+    config.dtype = dtype;
+    config.activation = limits->activation;
+    config.gate = CUMOE_GATE_EXTERNAL;
+    cumoe_layer_t *layer;
+    cumoe_weights_t weights, gradients;
+    size_t workspace_size, saved_size;
+    cr_assert_eq(cumoe_layer_create(&layer, handle, &config), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cr_assert_eq(cumoe_weights_create(layer, dtype, &weights), CUMOE_SUCCESS);
+    cr_assert_eq(cumoe_weights_create(layer, CUMOE_F32, &gradients), CUMOE_SUCCESS);
+    cr_assert_eq(cumoe_layer_buffer_sizes(layer, 1, &workspace_size, &saved_size), CUMOE_SUCCESS);
+    void *workspace, *saved;
+    cr_assert_eq(cumoe_memory_alloc(handle, workspace_size, &workspace), CUMOE_SUCCESS);
+    cr_assert_eq(cumoe_memory_alloc(handle, saved_size, &saved), CUMOE_SUCCESS);
+
+    piece_t x = {0}, y = {0}, dy = {0}, index = {0}, index_weight = {0};
+    real_set(x.bytes, dtype, 0, 2);
+    real_set(dy.bytes, dtype, 0, 1);
+    real_set(index_weight.bytes, CUMOE_F32, 0, 1);
+    real_set(weights.w_down, dtype, 0, 1);
+    real_set(limits->glu ? weights.w_glu : weights.w_up, dtype, 0, weight);
+    if (limits->glu) real_set(weights.w_up, dtype, 0, 0.5);
+    const cumoe_forward_args_t forward = {.struct_size = sizeof forward,
+                                          .num_tokens = 1,
+                                          .weights = &weights,
+                                          .x = x.bytes,
+                                          .y = y.bytes,
+                                          .index = index.bytes,
+                                          .index_weight = index_weight.bytes,
+                                          .workspace = workspace,
+                                          .workspace_size = workspace_size,
+                                          .saved = saved,
+                                          .saved_size = saved_size};
+    const cumoe_backward_args_t backward = {.struct_size = sizeof backward,
+                                            .num_tokens = 1,
+                                            .weights = &weights,
+                                            .x = x.bytes,
+                                            .dy = dy.bytes,
+                                            .gradients = &gradients,
+                                            .workspace = workspace,
+                                            .workspace_size = workspace_size,
+                                            .saved = saved,
+                                            .saved_size = saved_size};
+    cr_assert_eq(cumoe_layer_forward(layer, &forward, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cr_assert_eq(cumoe_layer_backward(layer, &backward, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    const run_t result = {real_get(y.bytes, dtype, 0),
+                          real_get(limits->glu ? gradients.w_glu : gradients.w_up, CUMOE_F32, 0) / 2};
+    cumoe_memory_free(handle, saved);
+    cumoe_memory_free(handle, workspace);
+    cumoe_weights_destroy(layer, &gradients);
+    cumoe_weights_destroy(layer, &weights);
+    cumoe_layer_destroy(layer);
+    cumoe_handle_destroy(handle);
+    return result;
+}
+
+Test(infinities, limits_of_activations)
+{
+    report_t report = {0};
+    for (size_t i = 0; i < sizeof LIMITS / sizeof *LIMITS; i++) {
+        const limits_t *l = &LIMITS[i];
+        const run_t above = run(l, CUMOE_F16, 60000), below = run(l, CUMOE_F16, -60000);
+        if (!(above.y == l->above) || !(above.slope == l->slope_above))
+            report_fail(&report, "activation %d at +Inf: %g, slope %g, expected %g, %g", (int)l->activation,
+                        above.y, above.slope, l->above, l->slope_above);
+        if (!(below.y == l->below) || !(below.slope == l->slope_below))
+            report_fail(&report, "activation %d at -Inf: %g, slope %g, expected %g, %g", (int)l->activation,
+                        below.y, below.slope, l->below, l->slope_below);
+    }
+    EXPECT_EMPTY(report);
+}
