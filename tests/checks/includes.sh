@@ -53,6 +53,13 @@ never 'cumoe/(cumoe|handle|layer|weights|optimizer|stages|status)\.h' \
     'the reference shares nothing with the library but types and config' \
     tests/support/reference*
 
+never 'cuda/|tests/sim/' 'kernels are run by tests/sim alone' tests/unit tests/stage tests/layer tests/support tests/package
+instructions='<<<|\basm\b|__(shared|constant|managed)__|__(shfl|ballot|any|all|match|reduce|activemask|syncwarp|syncthreads'
+instructions="$instructions|threadfence|popc|clz|ffs|ldg|ldcs|ldcg|stcs|stcg|stwt|float_as|uint_as|int_as|expf|logf"
+instructions="$instructions|fdividef|cvta)[a-z_]*\b|\batomic[A-Z]"
+[ ! -d cuda ] || complain 'instructions stand in cuda/ptx.cuh' \
+    "$(grep -rnE --include='*.cu' --include='*.cuh' "$instructions" cuda | grep -v '^cuda/ptx\.cuh:')"
+
 wrappers=$(includes host cuda tests perf examples torch | grep -E ':nccl[a-z_]*\.h$' | cut -d: -f1 | sort -u)
 [ "$(printf '%s\n' "$wrappers" | wc -l)" -le 1 ] || complain 'one file wraps nccl.h' "$wrappers"
 

@@ -11,7 +11,7 @@ failed=0
 
 fresh() { # the small tree that is right
     rm -rf "${toy:?}"/* "$toy/.clang-format"
-    mkdir -p "$toy/include/cumoe" "$toy/host/cpu" "$toy/examples" "$toy/tests/support" "$toy/cuda"
+    mkdir -p "$toy/include/cumoe" "$toy/host/cpu" "$toy/examples" "$toy/tests/support" "$toy/tests/unit" "$toy/cuda"
     echo 'BasedOnStyle: LLVM' >"$toy/.clang-format"
     cat >"$toy/include/cumoe/cumoe.h" <<'H'
 #ifndef CUMOE_H
@@ -99,6 +99,8 @@ includes)
     broken 'gate.c:2:host/config.h' append host/cpu/gate.c '#include "host/config.h"'
     broken 'gate.cu:1:host/layer.h' append cuda/gate.cu '#include "host/layer.h"'
     broken 'gate.cu:1' append cuda/gate.cu 'cudaMalloc(&p, 1);'
+    broken 'gate.cu:1' append cuda/gate.cu 'int a = __popc(1);'
+    broken 'one.c:1:cuda/permute.cuh' append tests/unit/one.c '#include "cuda/permute.cuh"'
     broken 'forward.c:2:../host/philox.h' append examples/forward.c '#include "../host/philox.h"'
     broken 'noise.c:2:host/layout.h' append tests/support/noise.c '#include "host/layout.h"'
     broken 'reference.c:1:cumoe/layer.h' append tests/support/reference.c '#include <cumoe/layer.h>'
