@@ -141,7 +141,7 @@ cumoe_status_t cumoe__config_read(const char *function, const cumoe_config_t *th
     CUMOE_TRY(cumoe__struct_read(function, "config", theirs, FIRST_CONFIG_SIZE, &read, sizeof read));
     if (read.dtype == CUMOE_DTYPE_DEFAULT) read.dtype = defaults.dtype;
     CUMOE_TRY(check_kinds(function, &read));
-    if (read.activation == CUMOE_ACTIVATION_IDENTITY) read.intermediate_size = read.hidden_size;
+    if (cumoe__is_linear(read.activation)) read.intermediate_size = read.hidden_size;
     CUMOE_TRY(check_sizes(function, &read));
     CUMOE_TRY(check_gate(function, &read));
     CUMOE_TRY(check_numbers(function, &read));

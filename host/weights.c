@@ -26,7 +26,7 @@ static void list_arrays(const cumoe_config_t *c, cumoe_glu_placement_t glu, arra
     const char *no_groups = c->gate == CUMOE_GATE_HIERARCHICAL ? NULL : "the gate has no groups";
     const char *no_thresholds = c->gate == CUMOE_GATE_BALANCED ? NULL : "the gate has no thresholds";
     const char *no_selection_bias = c->gate == CUMOE_GATE_SIGMOID_TOPK ? NULL : "the gate has no bias";
-    const char *no_up = c->activation == CUMOE_ACTIVATION_IDENTITY ? "IDENTITY has one matrix, w_down" : NULL;
+    const char *no_up = cumoe__is_linear(c->activation) ? "IDENTITY has one matrix, w_down" : NULL;
     const char *no_glu = !cumoe__is_glu(c->activation) ? "the activation has no glu half"
                          : glu != CUMOE_GLU_SEPARATE   ? "the glu half stands in w_up"
                                                        : NULL;

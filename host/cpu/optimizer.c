@@ -167,7 +167,7 @@ static void fill_master(const cumoe_parameter_t *p, int threads)
         for (int64_t row = 0; row < p->rows; row += TILE_ROWS)
             for (int64_t col = 0; col < p->cols; col += TILE_COLS) {
                 const block_t part = part_of(whole(p, e), row, TILE_ROWS, col, TILE_COLS);
-                load_f32(&p->value, walk_of(&p->value, part, p->cols), (float *)p->master + state_at(p, part));
+                load_tile_f32(&p->value, walk_of(&p->value, part, p->cols), (float *)p->master + state_at(p, part));
             }
 }
 

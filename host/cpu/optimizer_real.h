@@ -25,7 +25,7 @@ ALWAYS_INLINE void FN(load_walk)(const cumoe_matrix_t *m, const walk_t w, REAL *
     }
 }
 
-ALWAYS_INLINE void FN(load)(const cumoe_matrix_t *m, walk_t w, REAL *restrict buffer)
+ALWAYS_INLINE void FN(load_tile)(const cumoe_matrix_t *m, walk_t w, REAL *restrict buffer)
 {
     if (w.inner_stride == 1 && w.buffer_inner == 1)
         FN(load_walk)(m, straight(w), buffer);
@@ -37,7 +37,7 @@ ALWAYS_INLINE void FN(load)(const cumoe_matrix_t *m, walk_t w, REAL *restrict bu
 ALWAYS_INLINE FN(view_t) FN(view_of)(const cumoe_matrix_t *m, block_t tile, REAL *buffer)
 {
     if (in_place(m, sizeof(REAL))) return (FN(view_t)){(REAL *)m->data + element_at(m, tile), m->row_stride};
-    FN(load)(m, walk_of(m, tile, tile.cols), buffer);
+    FN(load_tile)(m, walk_of(m, tile, tile.cols), buffer);
     return (FN(view_t)){buffer, tile.cols};
 }
 
@@ -67,7 +67,7 @@ ALWAYS_INLINE void FN(store_walk)(const cumoe_matrix_t *m, const walk_t w, const
 }
 
 /* The way back, if the update was not in place. */
-ALWAYS_INLINE void FN(store)(const cumoe_matrix_t *m, block_t tile, FN(view_t) from)
+ALWAYS_INLINE void FN(store_tile)(const cumoe_matrix_t *m, block_t tile, FN(view_t) from)
 {
     if (in_place(m, sizeof(REAL))) return;
     const walk_t w = walk_of(m, tile, from.stride);
@@ -103,7 +103,7 @@ ALWAYS_INLINE void FN(adam_part)(const cumoe_parameter_t *p, const step_t *s, bl
         REAL *value_row = value.data + i * value.stride;
         FN(adam_row)(s, part.cols, gradient_row, value_row, moment1 + i * p->cols, moment2 + i * p->cols);
     }
-    FN(store)(&p->value, part, value);
+    FN(store_tile)(&p->value, part, value);
 }
 
 CUMOE_CPU_CLONES static void FN(adam_tile)(const cumoe_parameter_t *p, const step_t *s, block_t tile)
@@ -213,7 +213,7 @@ ALWAYS_INLINE void FN(factored_part)(const cumoe_parameter_t *p, const step_t *s
         const REAL row_factor = scale / FN(sqrt)(row_mean[i]);
         FN(factored_row)(part.cols, gradient_row, row_factor, col_factor, decay, value.data + i * value.stride);
     }
-    FN(store)(&p->value, part, value);
+    FN(store_tile)(&p->value, part, value);
 }
 
 CUMOE_CPU_CLONES static void FN(factored_tile)(const cumoe_parameter_t *p, const step_t *s, block_t tile)
