@@ -14,6 +14,10 @@
 #include <cumoe/optimizer.h>
 #include <cumoe/stages.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* What every stage of a layer needs to know. */
 typedef struct cumoe_context {
     cumoe_config_t config; /* checked and complete: top_k and max_threads are never 0 */
@@ -47,6 +51,8 @@ typedef struct cumoe_backend_ops {
     /* UNSUPPORTED_CONFIG with its name for what the backend has no kernel for; resolves max_threads. */
     cumoe_status_t (*supports)(void *device, cumoe_config_t *config);
 
+    bool row_tiles; /* rows.tile is required */
+
     /* Stages. */
     size_t (*workspace_size)(const cumoe_context_t *context, cumoe_stage_t stage, int64_t num_tokens);
     cumoe_status_t (*gate)(const cumoe_context_t *, const cumoe_gate_args_t *, cumoe_stream_t);
@@ -68,6 +74,9 @@ typedef struct cumoe_backend_ops {
                                      const cumoe_parameter_t *parameters, int count, cumoe_stream_t);
 } cumoe_backend_ops_t;
 
-extern const cumoe_backend_ops_t cumoe__backend_cpu;
+extern const cumoe_backend_ops_t cumoe__backend_cpu, cumoe__backend_cuda;
 
+#ifdef __cplusplus
+}
+#endif
 #endif

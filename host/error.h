@@ -4,6 +4,10 @@
 
 #include <cumoe/status.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Store the sentence for this thread and give the status back. */
 cumoe_status_t cumoe__fail(cumoe_status_t status, const char *format, ...)
     __attribute__((format(printf, 2, 3), cold));
@@ -21,4 +25,7 @@ cumoe_status_t cumoe__fail(cumoe_status_t status, const char *format, ...)
         if (status_ != CUMOE_SUCCESS) return status_;                                                              \
     } while (0)
 
+#ifdef __cplusplus
+}
+#endif
 #endif

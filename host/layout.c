@@ -2,8 +2,9 @@
 #include "host/arena.h"
 #include "host/kinds.h"
 
-static void place_routing(cumoe_arena_t *arena, const cumoe_config_t *config, int64_t T, cumoe_layout_t *layout)
+static void place_routing(cumoe_arena_t *arena, const cumoe_layer_t *layer, int64_t T, cumoe_layout_t *layout)
 {
+    const cumoe_config_t *config = &layer->context.config;
     const size_t slots = (size_t)T * (size_t)config->top_k, E = (size_t)config->num_experts;
     layout->routing = (cumoe_routing_t){
         .call = cumoe__take(arena, sizeof(cumoe_call_t)),
@@ -18,6 +19,10 @@ static void place_routing(cumoe_arena_t *arena, const cumoe_config_t *config, in
         .row_slot = cumoe__take(arena, slots * sizeof(int32_t)),
         .slot_row = cumoe__take(arena, slots * sizeof(int32_t)),
     };
+    if (layer->handle->ops->row_tiles) {
+        const int64_t size = cumoe_tile_size(T * config->top_k, config->num_experts);
+        layout->rows.tile = cumoe__take(arena, (size_t)size * sizeof(int32_t));
+    }
 }
 
 static size_t stage_scratch(const cumoe_layer_t *layer, cumoe_pass_t pass, int64_t num_tokens)
@@ -51,7 +56,7 @@ cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int6
     cumoe_arena_t *routing = pass == CUMOE_PASS_INFERENCE ? &scratch : &kept;
 
     cumoe_layout_t layout = {0};
-    place_routing(routing, config, num_tokens, &layout);
+    place_routing(routing, layer, num_tokens, &layout);
     const bool z_is_kept = pass != CUMOE_PASS_INFERENCE && !config->recompute;
     layout.z = cumoe__take(z_is_kept ? &kept : &scratch, z_size);
     if (pass == CUMOE_PASS_BACKWARD) {

@@ -109,6 +109,7 @@ cumoe_status_t cumoe_permute(const cumoe_layer_t *layer, const cumoe_permute_arg
     CUMOE_TRY(begin(function, layer, args, &a, sizeof a, stream));
     const bool any = a.num_tokens > 0;
     CHECK_POINTERS({"routing.expert", a.routing.expert, any}, {"rows.offset", a.rows.offset, true},
+                   {"rows.tile", a.rows.tile, layer->handle->ops->row_tiles},
                    {"rows.row_token", a.rows.row_token, any}, {"rows.row_slot", a.rows.row_slot, any},
                    {"rows.slot_row", a.rows.slot_row, any});
     CUMOE_TRY(cumoe__check_array(function, "routing.call", a.routing.call, 8, true));
@@ -125,8 +126,9 @@ cumoe_status_t cumoe_experts_up(const cumoe_layer_t *layer, const cumoe_up_args_
     const bool any = a.num_tokens > 0;
     CUMOE_TRY(
         cumoe__check_stride(function, "x_stride", &a.x_stride, layer->context.config.hidden_size, a.num_tokens));
-    CHECK_POINTERS({"rows.offset", a.rows.offset, true}, {"rows.row_token", a.rows.row_token, any}, {"x", a.x, any},
-                   {"z", a.z, any}, {"hidden", a.hidden, false});
+    CHECK_POINTERS({"rows.offset", a.rows.offset, true}, {"rows.tile", a.rows.tile, layer->handle->ops->row_tiles},
+                   {"rows.row_token", a.rows.row_token, any}, {"x", a.x, any}, {"z", a.z, any},
+                   {"hidden", a.hidden, false});
     CUMOE_REQUIRE(!a.hidden || a.hidden != a.z || !cumoe__is_glu(layer->context.config.activation),
                   INVALID_ARGUMENT, "%s: hidden = z = %p, but with a gated linear unit z has two halves", function,
                   a.z);
@@ -142,7 +144,8 @@ cumoe_status_t cumoe_experts_down(const cumoe_layer_t *layer, const cumoe_down_a
     cumoe_weights_t weights;
     CUMOE_TRY(begin(function, layer, args, &a, sizeof a, stream));
     const bool any = a.num_tokens > 0;
-    CHECK_POINTERS({"rows.offset", a.rows.offset, true}, {"hidden", a.hidden, any}, {"output", a.output, any});
+    CHECK_POINTERS({"rows.offset", a.rows.offset, true}, {"rows.tile", a.rows.tile, layer->handle->ops->row_tiles},
+                   {"hidden", a.hidden, any}, {"output", a.output, any});
     CUMOE_TRY(read_weights(function, layer, &a.weights, &weights));
     CUMOE_TRY(check_scratch(function, layer, CUMOE_STAGE_DOWN, a.num_tokens, a.workspace, a.workspace_size));
     return layer->handle->ops->down(&layer->context, &a, stream);
@@ -174,6 +177,7 @@ cumoe_status_t cumoe_experts_down_backward(const cumoe_layer_t *layer, const cum
         cumoe__check_stride(function, "dy_stride", &a.dy_stride, layer->context.config.hidden_size, a.num_tokens));
     CUMOE_TRY(cumoe__check_mode(function, a.gradient_mode));
     CHECK_POINTERS({"routing.weight", a.routing.weight, any}, {"rows.offset", a.rows.offset, true},
+                   {"rows.tile", a.rows.tile, layer->handle->ops->row_tiles},
                    {"rows.row_token", a.rows.row_token, any}, {"rows.row_slot", a.rows.row_slot, any},
                    {"rows.slot_row", a.rows.slot_row, any}, {"z", a.z, any}, {"dy", a.dy, any}, {"dz", a.dz, any},
                    {"dweight", a.dweight, any});
@@ -197,8 +201,9 @@ cumoe_status_t cumoe_experts_up_backward(const cumoe_layer_t *layer, const cumoe
     CUMOE_TRY(
         cumoe__check_stride(function, "x_stride", &a.x_stride, layer->context.config.hidden_size, a.num_tokens));
     CUMOE_TRY(cumoe__check_mode(function, a.gradient_mode));
-    CHECK_POINTERS({"rows.offset", a.rows.offset, true}, {"rows.row_token", a.rows.row_token, any}, {"x", a.x, any},
-                   {"dz", a.dz, any}, {"drows", a.drows, false});
+    CHECK_POINTERS({"rows.offset", a.rows.offset, true}, {"rows.tile", a.rows.tile, layer->handle->ops->row_tiles},
+                   {"rows.row_token", a.rows.row_token, any}, {"x", a.x, any}, {"dz", a.dz, any},
+                   {"drows", a.drows, false});
     CUMOE_REQUIRE(!a.drows || a.drows != a.dz || cumoe__is_linear(layer->context.config.activation),
                   INVALID_ARGUMENT, "%s: drows = dz = %p, but only with IDENTITY they may be one", function, a.dz);
     CUMOE_TRY(read_weights(function, layer, &a.weights, &weights));

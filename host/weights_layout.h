@@ -17,7 +17,8 @@ typedef struct cumoe_matrix {
 /* w_down [E, H, I]. Strides of weights are resolved. */
 static inline cumoe_matrix_t cumoe__matrix_down(const cumoe_weights_t *w)
 {
-    return (cumoe_matrix_t){w->w_down, w->dtype, w->down_expert_stride, w->down_row_stride, w->down_col_stride};
+    const cumoe_matrix_t m = {w->w_down, w->dtype, w->down_expert_stride, w->down_row_stride, w->down_col_stride};
+    return m;
 }
 
 /* w_up [E, I, H], or the glu half [E, I, H]. */
@@ -43,7 +44,8 @@ static inline cumoe_matrix_t cumoe__matrix_up(const cumoe_weights_t *w, const cu
 /* b_down [E, H] as [E, 1, H]. */
 static inline cumoe_matrix_t cumoe__bias_down(const cumoe_weights_t *w, const cumoe_config_t *config)
 {
-    return (cumoe_matrix_t){w->b_down, w->dtype, config->hidden_size, 0, 1};
+    const cumoe_matrix_t m = {w->b_down, w->dtype, config->hidden_size, 0, 1};
+    return m;
 }
 
 /* b_up [E, I], or its glu half, as [E, 1, I]: what w_up is with one column. */
@@ -54,8 +56,10 @@ static inline cumoe_matrix_t cumoe__bias_up(const cumoe_weights_t *w, const cumo
     column.w_glu = w->b_glu;
     column.up_row_stride = 1;
     column.up_expert_stride = (int64_t)config->intermediate_size * (w->glu == CUMOE_GLU_SEPARATE ? 1 : 2);
-    const cumoe_matrix_t m = cumoe__matrix_up(&column, config, glu);
-    return (cumoe_matrix_t){m.data, m.dtype, m.expert_stride, 0, m.row_stride};
+    cumoe_matrix_t m = cumoe__matrix_up(&column, config, glu);
+    m.col_stride = m.row_stride;
+    m.row_stride = 0;
+    return m;
 }
 
 #endif

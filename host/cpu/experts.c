@@ -1,7 +1,7 @@
 /* The experts: two grouped products forward, and their adjoints. Rows of an expert are gathered while they are
  * packed, activations are applied to a block of columns while it is in cache. */
+#include "host/activation.h"
 #include "host/cpu/cpu.h"
-#include "host/cpu/elementary.h"
 #include "host/cpu/float16.h"
 #include "host/weights_layout.h"
 

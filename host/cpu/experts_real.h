@@ -1,82 +1,34 @@
 /* Activations and biases of experts.c, in REAL: epilogues of the grouped products. A row of a block is widened to
  * COLUMNS, zeros behind its end, so that every loop has a constant length. */
 
-/* hidden = act(z), and its derivatives by up and by glu; who has no use for them lets the compiler drop them. The
- * formulas are those of cumoe_activation_t; a NaN comes through, and the infinities, which a z beyond F16 becomes,
- * give the limits: z times a share of 0 is 0. */
+/* The activation of a row, see host/activation.h; the compiler drops the slopes where nobody has a use for them. */
 static inline __attribute__((always_inline)) void FN(act)(const cumoe_config_t *c, const REAL *restrict up,
                                                           const REAL *restrict glu, REAL *restrict hidden,
                                                           REAL *restrict by_up, REAL *restrict by_glu)
 {
     const REAL limit = c->swiglu_limit, alpha = c->swiglu_alpha;
+#define ACTIVATE(name)                                                                                             \
+    case CUMOE_ACTIVATION_##name:                                                                                  \
+        for (int i = 0; i < COLUMNS; i++) {                                                                        \
+            const FN(cumoe_activated_t) a =                                                                        \
+                FN(cumoe__activate)(CUMOE_ACTIVATION_##name, up[i], glu[i], limit, alpha);                         \
+            hidden[i] = a.hidden;                                                                                  \
+            by_up[i] = a.by_up;                                                                                    \
+            by_glu[i] = a.by_glu;                                                                                  \
+        }                                                                                                          \
+        break;
     switch (c->activation) {
-    case CUMOE_ACTIVATION_RELU:
-        for (int i = 0; i < COLUMNS; i++) {
-            hidden[i] = FN(relu)(up[i]);
-            by_up[i] = up[i] > 0 ? 1 : hidden[i]; /* 0, or NaN */
-        }
-        break;
-    case CUMOE_ACTIVATION_RELU2:
-        for (int i = 0; i < COLUMNS; i++) {
-            const REAL relu = FN(relu)(up[i]);
-            hidden[i] = relu * relu;
-            by_up[i] = 2 * relu;
-        }
-        break;
-    case CUMOE_ACTIVATION_GELU:
-        for (int i = 0; i < COLUMNS; i++) {
-            const REAL share = FN(normal_cdf)(up[i]);
-            hidden[i] = FN(above_infinity)(up[i]) * share;
-            by_up[i] = share + FN(finite)(up[i]) * FN(normal_density)(up[i]);
-        }
-        break;
-    case CUMOE_ACTIVATION_GELU_TANH:
-        for (int i = 0; i < COLUMNS; i++) {
-            const REAL share = FN(gelu_tanh_share)(up[i]), z = FN(clamp)(up[i], -40, 40);
-            hidden[i] = FN(above_infinity)(up[i]) * share;
-            by_up[i] =
-                share + z * share * (1 - share) * (REAL)GELU_TANH_SCALE * (1 + 3 * (REAL)GELU_TANH_CUBE * z * z);
-        }
-        break;
-    case CUMOE_ACTIVATION_SILU:
-        for (int i = 0; i < COLUMNS; i++) {
-            const REAL s = FN(sigmoid)(up[i]);
-            hidden[i] = FN(above_infinity)(up[i]) * s;
-            by_up[i] = s + FN(finite)(up[i]) * s * (1 - s);
-        }
-        break;
-    case CUMOE_ACTIVATION_SWIGLU:
-        for (int i = 0; i < COLUMNS; i++) {
-            const REAL s = FN(sigmoid)(glu[i]), silu = FN(above_infinity)(glu[i]) * s;
-            hidden[i] = silu * up[i];
-            by_up[i] = silu;
-            by_glu[i] = up[i] * (s + FN(finite)(silu) * (1 - s));
-        }
-        break;
-    case CUMOE_ACTIVATION_GEGLU:
-        for (int i = 0; i < COLUMNS; i++) {
-            const REAL share = FN(normal_cdf)(glu[i]), gelu = FN(above_infinity)(glu[i]) * share;
-            hidden[i] = gelu * up[i];
-            by_up[i] = gelu;
-            by_glu[i] = up[i] * (share + FN(finite)(glu[i]) * FN(normal_density)(glu[i]));
-        }
-        break;
-    case CUMOE_ACTIVATION_SWIGLU_CLAMPED:
-        for (int i = 0; i < COLUMNS; i++) {
-            const REAL g = FN(clamp)(glu[i], -FLT_MAX, limit), u = FN(clamp)(up[i], -limit, limit);
-            const REAL s = FN(sigmoid)(alpha * g), swish = g * s;
-            hidden[i] = swish * (u + 1);
-            by_up[i] = up[i] > limit || up[i] < -limit ? 0 : swish;
-            by_glu[i] = glu[i] > limit ? 0 : (u + 1) * (s + alpha * swish * (1 - s));
-        }
-        break;
-    case CUMOE_ACTIVATION_IDENTITY:
-        for (int i = 0; i < COLUMNS; i++) {
-            hidden[i] = up[i];
-            by_up[i] = 1;
-        }
-        break;
+        ACTIVATE(RELU)
+        ACTIVATE(RELU2)
+        ACTIVATE(GELU)
+        ACTIVATE(GELU_TANH)
+        ACTIVATE(SILU)
+        ACTIVATE(SWIGLU)
+        ACTIVATE(GEGLU)
+        ACTIVATE(SWIGLU_CLAMPED)
+        ACTIVATE(IDENTITY)
     }
+#undef ACTIVATE
 }
 
 /* The part of a bias [E, 1, width] that a block needs; zeros without one. */

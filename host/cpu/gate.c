@@ -1,7 +1,7 @@
 /* The gate: logits, noise, choice, weights, and the sums and losses that balance the experts. */
 #include "host/cpu/gate.h"
-#include "host/cpu/elementary.h"
 #include "host/cpu/float16.h"
+#include "host/elementary.h"
 #include "host/philox.h"
 
 #include <omp.h>

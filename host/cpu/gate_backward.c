@@ -1,7 +1,7 @@
 /* Backward of the gate: logits are computed again, block by block, with the same noise; their gradients give those
  * of w_gate, w_noise and x. Sums over tokens run in the order of tokens, whatever the block and the threads. */
-#include "host/cpu/elementary.h"
 #include "host/cpu/gate.h"
+#include "host/elementary.h"
 #include "host/philox.h"
 
 #include <omp.h>

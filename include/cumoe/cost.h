@@ -53,7 +53,8 @@ typedef struct cumoe_cost {
     size_t gradients_size;         /* the same without the selection bias */
     size_t adam_state_size;        /* cumoe_optimizer_state_size() of ADAM */
     size_t factored_state_size;    /* and of FACTORED_ADAM */
-    size_t saved_size;             /* of a forward call without config.recompute: routing and z [R, Z] */
+    size_t saved_size;             /* of a forward call without config.recompute: routing and z [R, Z]. With CUDA
+                                      cumoe_tile_size() numbers more, here and below */
     size_t saved_size_recomputing; /* and with it: routing alone */
 
     /* Rows that an expert gets in one call if all are chosen equally often. */

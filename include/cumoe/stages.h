@@ -92,8 +92,16 @@ typedef struct cumoe_rows {
     int32_t *row_token; /* [T * K] token of a row; only the first R are written */
     int32_t *row_slot;  /* [T * K] slot of a row; only the first R are written */
     int32_t *slot_row;  /* [T * K] row of a slot, -1 = none */
-    int32_t *tile;      /* CUDA: {expert, row tile} of every tile with rows, for the grouped products; CPU: NULL */
+    int32_t *tile;      /* [cumoe_tile_size()] CUDA: see there; CPU: NULL */
 } cumoe_rows_t;
+
+/* Grouped products walk over tiles, rows of one expert each: tile[0] is their number, tile[1] the rows of a full
+ * one (at least 64), and tile i has the rows from tile[3 + 2 i] on, of expert tile[2 + 2 i]; experts ascend, and so
+ * do the rows of an expert. The length of the array, for T * K = slots: */
+static inline int64_t cumoe_tile_size(int64_t slots, int32_t num_experts)
+{
+    return 2 + 2 * (slots / 64 + (slots < num_experts ? slots : num_experts));
+}
 
 typedef struct cumoe_permute_args {
     size_t struct_size;

@@ -1,5 +1,5 @@
-/* The polynomials of host/cpu/elementary.h against the C library in double. */
-#include "host/cpu/elementary.h"
+/* The polynomials of host/elementary.h against the C library in double. */
+#include "host/elementary.h"
 
 #include <criterion/criterion.h>
 

@@ -1,5 +1,6 @@
-/* Elementary functions of the gate and of activations. F32: branch-free polynomials that a compiler turns into
- * vector code, relative error below 1e-6 (checked by a test); F64, for checks: the C library's. */
+/* Elementary functions of the gate and of activations, one file for C and CUDA. F32: branch-free polynomials that a
+ * compiler turns into vector code, relative error below 1e-6 (checked by a test), the same bits everywhere; F64,
+ * for checks: the C library's. */
 #ifndef CUMOE_ELEMENTARY_H
 #define CUMOE_ELEMENTARY_H
 
@@ -8,7 +9,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __CUDACC__
+#define CUMOE_ELEMENTARY_FN static __host__ __device__ __forceinline__
+#else
 #define CUMOE_ELEMENTARY_FN static inline __attribute__((always_inline, unused))
+#endif
 
 /* e^x = 2^n 2^t, n integer, |t| <= 1/2; 0 below -86.6 (no subnormals), +Inf from 88.72 on; NaN stays NaN. */
 CUMOE_ELEMENTARY_FN float exp_f32(float x)

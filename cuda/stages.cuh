@@ -1,0 +1,32 @@
+/* What the files of cuda/ offer to backend.cu: the seam's stage functions, with CUDA's error in place of a status.
+ * Arguments are as host/backend.h promises them. */
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace cumoe
+{
+
+size_t gate_workspace(const cumoe_context_t &context, int64_t num_tokens);
+size_t gate_backward_workspace(const cumoe_context_t &context, int64_t num_tokens);
+size_t permute_workspace(const cumoe_context_t &context, int64_t num_tokens);
+size_t up_workspace(const cumoe_context_t &context, int64_t num_tokens);
+size_t down_workspace(const cumoe_context_t &context, int64_t num_tokens);
+size_t down_backward_workspace(const cumoe_context_t &context, int64_t num_tokens);
+size_t up_backward_workspace(const cumoe_context_t &context, int64_t num_tokens);
+
+cudaError_t gate(const cumoe_context_t &, const cumoe_gate_args_t &, cudaStream_t);
+cudaError_t permute(const cumoe_context_t &, const cumoe_permute_args_t &, cudaStream_t);
+cudaError_t up(const cumoe_context_t &, const cumoe_up_args_t &, cudaStream_t);
+cudaError_t down(const cumoe_context_t &, const cumoe_down_args_t &, cudaStream_t);
+cudaError_t combine(const cumoe_context_t &, const cumoe_combine_args_t &, cudaStream_t);
+cudaError_t down_backward(const cumoe_context_t &, const cumoe_down_backward_args_t &, cudaStream_t);
+cudaError_t gate_backward(const cumoe_context_t &, const cumoe_gate_backward_args_t &, cudaStream_t);
+cudaError_t up_backward(const cumoe_context_t &, const cumoe_up_backward_args_t &, cudaStream_t);
+cudaError_t permute_backward(const cumoe_context_t &, const cumoe_permute_backward_args_t &, cudaStream_t);
+
+cudaError_t weights_init(const cumoe_context_t &, uint64_t seed, const cumoe_weights_t &, cudaStream_t);
+cudaError_t optimizer_step(const cumoe_context_t &, const cumoe_optimizer_args_t &, const cumoe_parameter_t *,
+                           int count, cudaStream_t);
+
+} // namespace cumoe
