@@ -125,6 +125,7 @@ bool run_kernel(const Kernel &kernel)
     const uint64_t count = static_cast<uint64_t>(kernel.grid.x) * kernel.grid.y * kernel.grid.z;
     std::vector<uint64_t> order(count);
     std::iota(order.begin(), order.end(), 0);
+    order_reset(count);
     for (uint64_t i = 0; i < count && !block.failed; i++) {
         std::swap(order[i], order[i + random_below(count - i)]);
         const uint64_t plane = static_cast<uint64_t>(kernel.grid.x) * kernel.grid.y, in_plane = order[i] % plane;

@@ -100,6 +100,10 @@ bool is_device_memory(const void *address, size_t bytes, int *device); // inside
 void global_access(const void *address, size_t bytes, Access access, const void *pc);
 void *reserve(size_t bytes); // pages that cost nothing until they are touched
 
+/* order.cc: races in global memory */
+void order_reset(uint64_t num_blocks);
+void order_access(const void *address, size_t bytes, Access access, const void *pc);
+
 /* report.cc: "kernel, block, thread at file:line: sentence". In a kernel this does not return. */
 [[gnu::format(printf, 2, 3)]] void report(const void *pc, const char *format, ...);
 [[gnu::format(printf, 3, 4)]] void report_for(const Thread *thread, const void *pc, const char *format, ...);

@@ -174,6 +174,7 @@ void global_access(const void *address, size_t bytes, Access access, const void 
         if (!is_inside(nearest, address, bytes)) report_outside(nearest, address, bytes, does, pc);
         if (nearest->device != block.kernel->device)
             report(pc, "runs on device %d and %s memory of device %d", block.kernel->device, does, nearest->device);
+        order_access(address, bytes, access, pc);
         return;
     }
     const Body *body = block.kernel->body.get();

@@ -4,13 +4,13 @@
  * thread is a fiber, blocks run one after another, and the order of blocks and threads is shuffled by a seed. The
  * compiler's hooks for data races (-fsanitize=thread, without its library) show every load and store of a kernel,
  * so that the simulator knows for each byte of shared memory who wrote and read it since which barrier, and for
- * each access to global memory whether it is inside an allocation.
+ * each access to global memory whether it is inside an allocation and what else the launch did there.
  *
  * Everything happens as late as the rules allow: work in a stream when somebody waits for the stream, a cp.async
  * when its thread waits for the group. A mistake becomes a report: one sentence with kernel, block, thread, file
  * and line. It ends the launch, and the process as well unless reports are held.
  *
- * Not looked for: races in global memory, accesses through calls of memcpy and the like, performance. */
+ * Not looked for: accesses through calls of memcpy and the like, races between launches, performance. */
 #ifndef CUMOE_SIM_SIMULATOR_H
 #define CUMOE_SIM_SIMULATOR_H
 

@@ -252,6 +252,15 @@ __global__ void arrays_that_differ(const uint32_t *, uint32_t *)
     arena.take<char>(threadIdx.x == 20 ? 16 : 32); // @arrays_differ
 }
 
+/* --- Global memory */
+
+__global__ void global_without_barrier(const uint32_t *in, uint32_t *out)
+{
+    if (threadIdx.x == 5) out[5] = in[5]; // @global_write
+    sync_warp();
+    if (threadIdx.x >= 32) out[threadIdx.x] = out[5]; // @global_read
+}
+
 struct Fault {
     void (*kernel)(const uint32_t *in, uint32_t *out);
     const char *sentence;
@@ -301,6 +310,8 @@ const Fault kFaults[] = {
     FAULT(misaligned_load, "@misaligned: reads 8 bytes at an address that is no multiple of it"),
     FAULT(ldmatrix_off_row, "@off_row: ldmatrix of an address that is no multiple of 16"),
     FAULT(more_than_the_launch_gave, "@too_much: takes 1 bytes of shared memory at 512, but the launch gave 512"),
+    FAULT(global_without_barrier,
+          "@global_read: reads global memory that thread 5 wrote at @global_write, with no barrier in between"),
     FAULT(arrays_that_differ,
           "@arrays_differ: takes # bytes of shared memory at 0, but another thread took # at 0"),
 };
@@ -373,6 +384,54 @@ void expect_report(const std::string &report, const char *sentence)
            expected.c_str());
 }
 
+/* What blocks of a launch do to each other. */
+__global__ void all_write(const uint32_t *in, uint32_t *out)
+{
+    *out = *in; // @all_write
+}
+
+__global__ void one_writes(const uint32_t *in, uint32_t *out)
+{
+    if (blockIdx.x == 0) out[0] = in[0];      // @one_writes
+    if (blockIdx.x == 1) out[1] = out[0] + 1; // @one_reads
+}
+
+/* The last block to come reads what the others wrote: not a mistake. ticket [0] a counter, [1] the sum, [2..]
+ * parts. */
+__global__ void last_sums_up(const uint32_t *in, uint32_t *ticket)
+{
+    ticket[2 + blockIdx.x] = in[blockIdx.x];
+    fence_device();
+    if (atomic_add(&ticket[0], 1u) + 1 < gridDim.x) return;
+    uint32_t sum = 0;
+    for (unsigned i = 0; i < gridDim.x; i++) sum += ticket[2 + i];
+    ticket[1] = sum;
+}
+
+void run_block_faults()
+{
+    constexpr unsigned kBlocks = 4;
+    Buffer<uint32_t> in(std::vector<uint32_t>(kBlocks, 3)), out(std::vector<uint32_t>(2 + kBlocks));
+    const auto report_of_blocks = [&](void (*kernel)(const uint32_t *, uint32_t *)) {
+        EXPECT(launch({dim3(kBlocks), dim3(1), nullptr}, kernel, in.data(), out.data()) == cudaSuccess, "launch");
+        (void)cudaDeviceSynchronize();
+        return std::string(sim_take_report());
+    };
+    for (uint64_t seed = 1; seed <= 5; seed++) {
+        sim_set_seed(seed);
+        Buffer<uint32_t> zeros(std::vector<uint32_t>(2 + kBlocks));
+        EXPECT(launch({dim3(kBlocks), dim3(1), nullptr}, last_sums_up, in.data(), zeros.data()) == cudaSuccess,
+               "launch");
+        (void)cudaDeviceSynchronize();
+        EXPECT(!*sim_take_report() && zeros.read()[1] == 3 * kBlocks, "seed %d", static_cast<int>(seed));
+    }
+    expect_report(report_of_blocks(all_write),
+                  "all_write, block #, thread 0 at @all_write: writes global memory that "
+                  "block # wrote in the same launch at @all_write");
+    const std::string report = report_of_blocks(one_writes);
+    EXPECT(report.find("global memory that block") != std::string::npos, "%s", report.c_str());
+}
+
 void run_memory_faults()
 {
     Buffer<uint32_t> word(std::vector<uint32_t>{7});
@@ -401,6 +460,7 @@ int main()
 {
     sim_hold_reports(1);
     for (const Fault &fault : kFaults) run(fault);
+    run_block_faults();
     run_memory_faults();
     return check::result();
 }
