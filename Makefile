@@ -11,6 +11,7 @@ model   := $(build)/examples/cumoe-language-model
 texts   := $(if $(TEXT),--text '$(TEXT)',--text build/text/bible.txt --text build/text/jargon.txt)
 results := examples/language_model/results
 strict  := -DCUMOE_STRICT=ON $(if $(CI),-DCMAKE_COMPILE_WARNING_AS_ERROR=ON)
+cuda    := -DCUMOE_CUDA=$$cuda
 export TEXT
 
 .PHONY: help demo test bench install coverage readme
@@ -23,27 +24,28 @@ help: ## this list
 demo: ## train language models on real text: experts against a dense layer (TEXT=path, ARGS="--seeds 3")
 	@.ci/packages demo
 	@$(if $(TEXT),,$(step) 'fetch text' examples/language_model/fetch_text.sh build/text)
-	@$(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF
+	@cuda=$$(.ci/cuda demo) && $(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF $(cuda)
 	@$(step) 'build the demo' cmake --build $(build) --target cumoe-language-model -j $(JOBS)
 	@GOMP_SPINCOUNT=3000 $(model) $(texts) --out build/demo $(ARGS)
 
 test: ## build everything and run all tests
 	@.ci/packages $(if $(CI),ci,test)
-	@$(step) 'configure' cmake --preset release $(strict)
+	@cuda=$$(.ci/cuda test) && $(step) 'configure' cmake --preset release $(strict) $(cuda)
 	@$(step) 'build' cmake --build $(build) -j $(JOBS)
 	@$(step) 'test' ctest --preset release -j $(JOBS)
 	@sed -n '/tests passed/,$$p' build/logs/test.log
+	@sed -n 's/^-- *CUDA backend */CUDA backend: /p' build/logs/configure.log
 
 bench: ## measure this machine: the layer against dense products of equal size (ARGS="--help")
 	@.ci/packages bench
-	@$(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF
+	@cuda=$$(.ci/cuda bench) && $(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF $(cuda)
 	@$(step) 'build the benchmark' cmake --build $(build) --target cumoe-perf-cpu -j $(JOBS)
 	@$(build)/perf/cumoe-perf-cpu $(ARGS)
 
-install: ## install library, headers, cumoe-cost, CMake package and pkg-config file (PREFIX=/usr/local)
+install: ## install library, headers, cumoe-cost, cumoe-check, CMake package and pkg-config file (PREFIX=/usr/local)
 	@.ci/packages install
-	@$(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF
-	@$(step) 'build library and cumoe-cost' cmake --build $(build) --target cumoe cumoe_static cumoe-cost -j $(JOBS)
+	@cuda=$$(.ci/cuda install) && $(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF $(cuda)
+	@$(step) 'build library and programs' cmake --build $(build) --target cumoe cumoe_static cumoe-cost cumoe-check -j $(JOBS)
 	@$(step) 'install' cmake --install $(build) --prefix '$(PREFIX)'
 	@if [ "$$(id -u)" = 0 ] && [ -z "$$DESTDIR" ]; then ldconfig; fi
 	@echo "installed below $(DESTDIR)$(PREFIX)"

@@ -1,6 +1,5 @@
 # Install rules: two libraries, the headers, a CMake package and a pkg-config file. All of it is relocatable.
 
-include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/cumoe")
@@ -9,6 +8,9 @@ install(TARGETS cumoe EXPORT cumoe-shared)
 install(TARGETS cumoe_static EXPORT cumoe-static)
 install(DIRECTORY include/cumoe TYPE INCLUDE FILES_MATCHING PATTERN "*.h")
 install(FILES LICENSE TYPE DOC)
+if(CUMOE_WITH_CUDA)
+  install(FILES "${CUMOE_CUDART}" DESTINATION "${CUMOE_CUDART_FOLDER}") # for programs with the static library
+endif()
 
 install(EXPORT cumoe-shared NAMESPACE cumoe:: DESTINATION ${package_dir} FILE cumoe-shared.cmake)
 install(EXPORT cumoe-static NAMESPACE cumoe:: DESTINATION ${package_dir} FILE cumoe-static.cmake)
@@ -27,5 +29,8 @@ cmake_path(SET pkgconfig_dir NORMALIZE "/prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfi
 cmake_path(RELATIVE_PATH pkgconfig_dir BASE_DIRECTORY "/prefix" OUTPUT_VARIABLE relative)
 string(REGEX REPLACE "[^/]+" ".." PC_PREFIX_FROM_HERE "${relative}")
 string(JOIN " " PC_LIBS_PRIVATE ${CUMOE_STATIC_LIBS})
+if(CUMOE_WITH_CUDA)
+  string(PREPEND PC_LIBS_PRIVATE "-L\${libdir}/cumoe -lcudart_static ")
+endif()
 configure_file(cmake/cumoe.pc.in cumoe.pc @ONLY)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/cumoe.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")

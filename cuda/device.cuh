@@ -1,9 +1,11 @@
-/* The device behind a handle, as kernels need to know it. device.cu fills it. */
+/* The device behind a handle, as kernels and the table of the backend need to know it. device.cu fills it. */
 #pragma once
 
 #include "host/backend.h"
 
 #include <cuda_runtime.h>
+
+struct nvtxDomainRegistration_st;
 
 namespace cumoe
 {
@@ -11,7 +13,8 @@ namespace cumoe
 struct Device {
     int ordinal;
     int num_sms;
-    int capability; // 10 * major + minor
+    int capability;                              // 10 * major + minor
+    nvtxDomainRegistration_st *domain = nullptr; // of profilers' ranges; NULL where no profiler listens
 };
 
 inline const Device &device_of(const cumoe_context_t &context)
@@ -27,5 +30,41 @@ inline dim3 resident_blocks(const cumoe_context_t &context, int64_t work, int bl
     const int64_t resident = static_cast<int64_t>(wanted > 0 && wanted < device ? wanted : device) * blocks_per_sm;
     return dim3(static_cast<unsigned>(work < resident ? work : resident));
 }
+
+/* One call of the library: while it lives, its device is the thread's current one. At its end the caller's device
+ * is back, and so is his last error: ours is taken out of CUDA's memory of it, a pending one of his is not. */
+class DeviceCall
+{
+  public:
+    explicit DeviceCall(int ordinal);
+    ~DeviceCall();
+    DeviceCall(const DeviceCall &) = delete;
+    DeviceCall &operator=(const DeviceCall &) = delete;
+
+    /* Of entering the device: nothing else may be called after one. */
+    cudaError_t error() const
+    {
+        return error_;
+    }
+
+    /* The status of what CUDA said, with a sentence for the public FUNCTION. */
+    cumoe_status_t status(const char *function, cudaError_t error) const;
+
+  private:
+    cudaError_t pending_, error_;
+    int ordinal_, previous_ = 0;
+};
+
+/* The table's functions for devices, memory and streams. */
+cumoe_status_t device_open(int32_t ordinal, void **device, char *description, size_t description_size);
+void device_close(void *device);
+cumoe_status_t memory_alloc(void *device, size_t size, void **ptr);
+void memory_free(void *device, void *ptr);
+cumoe_status_t memory_copy(void *device, void *dst, const void *src, size_t size, cumoe_copy_t kind,
+                           cumoe_stream_t stream);
+cumoe_status_t memory_set(void *device, void *ptr, int value, size_t size, cumoe_stream_t stream);
+cumoe_status_t stream_create(void *device, cumoe_stream_t *stream);
+void stream_destroy(void *device, cumoe_stream_t stream);
+cumoe_status_t stream_synchronize(void *device, cumoe_stream_t stream);
 
 } // namespace cumoe

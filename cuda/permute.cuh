@@ -1,22 +1,45 @@
-/* Stage permute, forward: the rows of the experts, by a stable counting sort of the slots. */
+/* What the two ways of stage permute share: a counting sort where shared memory holds a counter for every expert
+ * and warp (permute.cu), else a radix sort (permute_sorted.cu). */
 #pragma once
 
-#include "cumoe/stages.h"
-
-#include <cuda_runtime.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "cuda/stages.cuh"
 
 namespace cumoe
 {
 
-/* Shared memory holds a counter for every expert and warp; more experts are sorted. */
-constexpr int32_t kPermuteMaxExperts = 4096;
+constexpr int32_t kPermuteMaxCounters = 4096; // experts of the counting sort
 
-/* Bytes; grows with T. */
-size_t permute_workspace(int64_t num_tokens, int32_t num_experts, int32_t top_k);
+/* The choices of all tokens. */
+struct Slots {
+    const int32_t *expert;    // [T, K]
+    const cumoe_call_t *call; // [1]
+    int32_t num_slots;        // T * K
+    int32_t num_experts, top_k;
+};
 
-/* As cumoe_permute(), with everything in device memory, num_experts within 1 .. kPermuteMaxExperts. */
-cudaError_t permute(const cumoe_permute_args_t &args, int32_t num_experts, int32_t top_k, cudaStream_t stream);
+inline Slots slots_of(const cumoe_context_t &context, const cumoe_permute_args_t &args)
+{
+    const cumoe_config_t &config = context.config;
+    return {args.routing.expert, args.routing.call, static_cast<int32_t>(args.num_tokens * config.top_k),
+            config.num_experts, config.top_k};
+}
+
+/* The expert of a slot; from num_experts on, there is none. Slots from LIVE on are not read. */
+__device__ __forceinline__ uint32_t expert_of(const Slots &slots, int64_t slot, int64_t live)
+{
+    return slot < live ? static_cast<uint32_t>(slots.expert[slot]) : UINT32_MAX;
+}
+
+__device__ __forceinline__ int64_t live_slots(const Slots &slots)
+{
+    return slots.call->live_tokens * slots.top_k;
+}
+
+/* offset [E + 1] from the rows of each expert, at e + 1, to the sums up to each; and the tile map. */
+cudaError_t permute_scan_experts(const cumoe_rows_t &rows, int32_t num_experts, int32_t tile_rows,
+                                 cudaStream_t stream);
+
+size_t permute_sorted_workspace(const cumoe_context_t &context, int64_t num_tokens);
+cudaError_t permute_sorted(const cumoe_context_t &context, const cumoe_permute_args_t &args, cudaStream_t stream);
 
 } // namespace cumoe

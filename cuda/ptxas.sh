@@ -8,7 +8,10 @@ trap 'rm -f "$log"' EXIT
 "$@" >"$log" 2>&1
 status=$?
 grep -vE '^ptxas info|bytes stack frame, 0 bytes spill stores|^$' "$log"
-if grep -E '[1-9][0-9]* bytes spill|\(?C75(08|11|14|17)\)?' "$log"; then
+if awk '/Compiling entry function/ { kernel = $0 }
+        /[1-9][0-9]* bytes spill/ { print kernel; print; bad = 1 }
+        /C75(08|11|14|17)/ { print; bad = 1 }
+        END { exit !bad }' "$log"; then
     echo "ptxas.sh: refused, see above" >&2
     exit 1
 fi

@@ -1,24 +1,41 @@
 #include "host/objects.h"
 
 #include <stdlib.h>
+#include <string.h>
 
-static const cumoe_backend_ops_t *const backends[] = {[CUMOE_BACKEND_CPU] = &cumoe__backend_cpu};
-
-static const char *const backend_names[] = {"AUTO", "CPU", "CUDA"};
-
-static const cumoe_backend_ops_t *backend_ops(cumoe_backend_t backend)
-{
-    return (size_t)backend < sizeof backends / sizeof backends[0] ? backends[backend] : NULL;
-}
+static const cumoe_backend_ops_t *const backends[] = {
+    [CUMOE_BACKEND_CPU] = &cumoe__backend_cpu,
+#ifdef CUMOE_WITH_CUDA
+    [CUMOE_BACKEND_CUDA] = &cumoe__backend_cuda,
+#else
+    [CUMOE_BACKEND_CUDA] = NULL,
+#endif
+};
 
 static cumoe_status_t open_backend(cumoe_handle_t *handle, cumoe_backend_t backend, int32_t ordinal)
 {
-    handle->ops = backend_ops(backend);
+    handle->ops = backends[backend];
     CUMOE_REQUIRE(handle->ops, UNSUPPORTED_DEVICE,
-                  "cumoe_handle_create: backend = CUMOE_BACKEND_%s, but this library was built without it",
-                  backend_names[backend]);
+                  "cumoe_handle_create: backend = CUMOE_BACKEND_CUDA, but this library was built without it: build "
+                  "cumoe where a CUDA toolkit 13.0 or later is found, or with -DCUMOE_CUDA=wheels");
     handle->backend = backend;
     return handle->ops->open(ordinal, &handle->device, handle->description, sizeof handle->description);
+}
+
+/* CUDA where it can be used, else the CPU. A machine without a GPU is no failure: its sentence is taken back. */
+static cumoe_status_t open_any(cumoe_handle_t *handle, int32_t ordinal)
+{
+    if (backends[CUMOE_BACKEND_CUDA]) {
+        const size_t size = strlen(cumoe_last_error()) + 1;
+        char *before = malloc(size);
+        CUMOE_REQUIRE(before, OUT_OF_MEMORY, "cumoe_handle_create: no host memory for a sentence");
+        memcpy(before, cumoe_last_error(), size);
+        const cumoe_status_t status = open_backend(handle, CUMOE_BACKEND_CUDA, ordinal);
+        if (status == CUMOE_UNSUPPORTED_DEVICE) cumoe__fail(status, "%s", before);
+        free(before);
+        if (status != CUMOE_UNSUPPORTED_DEVICE) return status;
+    }
+    return open_backend(handle, CUMOE_BACKEND_CPU, ordinal);
 }
 
 cumoe_status_t cumoe_handle_create(cumoe_handle_t **handle, cumoe_backend_t backend, int32_t ordinal)
@@ -30,14 +47,8 @@ cumoe_status_t cumoe_handle_create(cumoe_handle_t **handle, cumoe_backend_t back
     cumoe_handle_t *made = calloc(1, sizeof *made);
     CUMOE_REQUIRE(made, OUT_OF_MEMORY, "cumoe_handle_create: no host memory for the handle");
 
-    cumoe_status_t status;
-    if (backend != CUMOE_BACKEND_AUTO) {
-        status = open_backend(made, backend, ordinal);
-    } else {
-        status = CUMOE_UNSUPPORTED_DEVICE;
-        if (backend_ops(CUMOE_BACKEND_CUDA)) status = open_backend(made, CUMOE_BACKEND_CUDA, ordinal);
-        if (status == CUMOE_UNSUPPORTED_DEVICE) status = open_backend(made, CUMOE_BACKEND_CPU, ordinal);
-    }
+    const cumoe_status_t status =
+        backend == CUMOE_BACKEND_AUTO ? open_any(made, ordinal) : open_backend(made, backend, ordinal);
     if (status != CUMOE_SUCCESS) {
         free(made);
         return status;

@@ -35,7 +35,11 @@ typedef struct cumoe_philox {
 
 CUMOE_NOISE_FN cumoe_philox_t cumoe_philox4x32(cumoe_philox_t c, uint32_t key0, uint32_t key1)
 {
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#elif !defined(__CUDACC__)
 #pragma GCC unroll 10
+#endif
     for (int round = 0; round < 10; round++) {
         const uint64_t p0 = (uint64_t)0xD2511F53u * c.word[0];
         const uint64_t p1 = (uint64_t)0xCD9E8D57u * c.word[2];

@@ -8,7 +8,8 @@
 /* Products of 16-bit or TF32 values by tensor cores; the others are exact, by ordinary multiply-adds. */
 static inline bool cumoe__uses_tensor_cores(const cumoe_config_t *config)
 {
-    return cumoe__dtype_size(config->dtype) == 2 || config->compute == CUMOE_COMPUTE_TF32;
+    const bool tf32 = config->dtype == CUMOE_F32 && config->compute == CUMOE_COMPUTE_TF32;
+    return tf32 || cumoe__dtype_size(config->dtype) == 2;
 }
 
 /* Rows of a tile: 64 where experts are memory-bound or rows few, 128 where the tensor cores must be fed. */

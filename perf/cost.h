@@ -2,22 +2,10 @@
 #ifndef CUMOE_PERF_COST_H
 #define CUMOE_PERF_COST_H
 
+#include "models.h"
+
 #include <cumoe/cost.h>
-
 #include <stdio.h>
-
-/* One MoE layer of a published model. */
-typedef struct model {
-    const char *name;
-    int hidden, intermediate, experts, top_k;
-    int activation, gate, bias;
-} model_t;
-
-enum { MODELS = 9 };
-extern const model_t models[MODELS];
-
-/* Words for enumerations, by their values; NULL ends them. dtypes begins with F64 = 1. */
-extern const char *const gate_words[], *const activation_words[], *const dtype_words[];
 
 /* What a report is about. */
 typedef struct subject {

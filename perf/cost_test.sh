@@ -35,7 +35,7 @@ refuses '--experts: needs a value' --experts
 refuses '--experts 0: must be a whole number, 1..131072' --experts 0
 refuses '--hidden 12x: must be a whole number' --hidden 12x
 refuses '--gate best: must be one of noisy-topk, softmax' --gate best
-refuses '--model gpt-2: must be one of mixtral-8x7b' --model gpt-2
+refuses '--model gpt-2: must be one of paper-4, paper-32' --model gpt-2
 refuses 'config.top_k = 9, but must be 1..8' --experts 8 --top-k 9
 refuses 'num_groups' --gate hierarchical
 refuses 'must be below 2^31' --tokens 2000000000

@@ -9,7 +9,7 @@ usage() {
 Usage: tests/fresh.sh [--keep] [--folder DIR] [--suite NAME] [--command CMD]
 
 Makes a bare Debian with debootstrap, clones HEAD into it, and runs there, as root, what a new user would run. Needs
-root, debootstrap, git and about 2 GB. Uses the mirror, proxy, resolver and certificates of this machine.
+root, debootstrap, git and about 4 GB. Uses the mirror, proxy, resolver and certificates of this machine.
 
   --keep         leave the folder for a look (chroot DIR /bin/bash)
   --folder DIR   where to make it; must not exist   [a new folder in TMPDIR]
@@ -124,6 +124,10 @@ inside 'cd tests/package/consumer
         cmake --build $out >/dev/null
         $out/consumer
     done; done'
+
+say 'the installed library has the CUDA backend, and needs nothing of CUDA to start'
+inside 'grep "CUDA backend  toolkit" build/logs/configure.log
+    ! ldd /usr/local/lib/libcumoe.so | grep -iE "cuda|stdc\+\+"'
 
 say 'nothing but build/ was written'
 [ -z "$(inside 'git status --porcelain' | tee /dev/stderr)" ] || die 'something else was'

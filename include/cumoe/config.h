@@ -45,7 +45,8 @@ typedef struct cumoe_config {
                                             default 0.1 importance, 0.1 load, 0, 0, 1 threshold */
 
     int32_t max_threads;  /* CPU: threads per call, 0 = OpenMP's number at creation              default 0 */
-    int32_t max_sms;      /* CUDA: SMs per kernel, 0 = all: leaves room for others               default 0 */
+    int32_t max_sms;      /* CUDA: grouped products and gates launch no more blocks than so many SMs hold,
+                             0 = all; results have the same bits                                 default 0 */
     const cumoe_ep_t *ep; /* borrowed group of ranks; NULL = one device                      default NULL */
 } cumoe_config_t;
 

@@ -21,7 +21,7 @@ typedef struct cumoe_ep cumoe_ep_t; /* a group of ranks for expert parallelism *
 
 typedef enum cumoe_dtype {
     CUMOE_DTYPE_DEFAULT = 0, /* what the field's comment says */
-    CUMOE_F64 = 1,           /* CPU only: for gradient checks */
+    CUMOE_F64 = 1,           /* for gradient checks; slow on GPUs */
     CUMOE_F32 = 2,
     CUMOE_BF16 = 3,
     CUMOE_F16 = 4,

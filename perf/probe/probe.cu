@@ -171,7 +171,8 @@ static const group_t groups[] = {
     {"memory", "copying, reading, and gathering rows in device memory", probe_memory},
     {"l2", "reading what fits the L2 cache, and what does not", probe_l2},
     {"launch", "what a kernel costs that does nothing", probe_launch},
-    {"products", "cuBLAS: dense products of every type, grouped products of the experts", probe_products},
+    {"dense", "cuBLAS: dense products of every type", probe_dense},
+    {"grouped", "cuBLAS: grouped products of the experts", probe_grouped},
     {"hopper", "bulk tensor copies and their fence (compute capability 9.0 and up)", probe_hopper},
 };
 

@@ -20,7 +20,8 @@ extern double seconds_per_row;
 extern int cublas_version;    /* 0: not there */
 extern const char *json_path; /* NULL: no file */
 
-void probe_products(); /* dense and grouped */
+void probe_dense();
+void probe_grouped();
 void probe_hopper();
 
 /* Ends the program with a sentence, after writing what has been measured. */

@@ -117,6 +117,7 @@ static const number_type_t number_types[] = {
      check_product<__nv_bfloat16, __nv_bfloat16>},
     {"fp16", CUDA_R_16F, CUDA_R_16F, CUBLAS_COMPUTE_32F, 2, 2, fill<__half>, check_product<__half, __half>},
     {"tf32", CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32, 4, 4, fill<float>, check_product<float, float>},
+    {"fp32", CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F, 4, 4, fill<float>, check_product<float, float>},
     {"fp8 e4m3", CUDA_R_8F_E4M3, CUDA_R_16BF, CUBLAS_COMPUTE_32F, 1, 2, fill<__nv_fp8_e4m3>,
      check_product<__nv_fp8_e4m3, __nv_bfloat16>},
 };
@@ -188,29 +189,27 @@ static double flops(const product_t *p)
     return 2.0 * p->rows * p->n * p->k;
 }
 
-static void probe_dense()
+static void probe_dense_type(const number_type_t *t)
 {
-    for (const number_type_t &t : number_types) {
-        for (int size : {1024, 2048, 4096, 8192, 16384}) {
-            const char *what = format("%s %d^3, random", t.name, size);
-            product_t p;
-            dense_t d;
-            if (!create_product(&p, what, &t, {0, size}, size, size)) continue;
-            if (create_dense(&d, &t, &p)) {
-                run_dense(&d, &p);
-                t.check(what, &p);
-                row_rate("dense", what, flops(&p), "TFLOP/s", measure(WARM, [&] { run_dense(&d, &p); }));
-                if (size == 4096 || size == 8192) {
-                    CHECK(cudaMemset(p.x, 0, (int64_t)size * size * t.in_size));
-                    CHECK(cudaMemset(p.w, 0, (int64_t)size * size * t.in_size));
-                    row_rate("dense", format("%s %d^3, zeros", t.name, size), flops(&p), "TFLOP/s",
-                             measure(WARM, [&] { run_dense(&d, &p); }));
-                }
-            } else {
-                left_out("%s: cuBLAS does not offer it on this device", what);
+    for (int size : {1024, 2048, 4096, 8192, 16384}) {
+        const char *what = format("%s %d^3, random", t->name, size);
+        product_t p;
+        dense_t d;
+        if (!create_product(&p, what, t, {0, size}, size, size)) continue;
+        if (create_dense(&d, t, &p)) {
+            run_dense(&d, &p);
+            t->check(what, &p);
+            row_rate("dense", what, flops(&p), "TFLOP/s", measure(WARM, [&] { run_dense(&d, &p); }));
+            if (size == 4096 || size == 8192) {
+                CHECK(cudaMemset(p.x, 0, (int64_t)size * size * t->in_size));
+                CHECK(cudaMemset(p.w, 0, (int64_t)size * size * t->in_size));
+                row_rate("dense", format("%s %d^3, zeros", t->name, size), flops(&p), "TFLOP/s",
+                         measure(WARM, [&] { run_dense(&d, &p); }));
             }
-            free_product(&p);
+        } else {
+            left_out("%s: cuBLAS does not offer it on this device", what);
         }
+        free_product(&p);
     }
 }
 
@@ -253,45 +252,57 @@ static cublasStatus_t run_grouped(const product_t *p, const std::vector<int> &st
         CUDA_R_16BF, n.data(), groups, ones.data(), CUBLAS_COMPUTE_32F);
 }
 
-static void probe_grouped()
+static void probe_grouped_shape(const shape_t *s)
 {
     const number_type_t *bf16 = &number_types[0];
-    for (const shape_t &s : shapes) {
-        std::vector<int> starts(s.E + 1); /* of the rows of each expert, under uniform random routing */
-        for (int i = 0; i < s.T * s.K; i++) starts[hash(i) % s.E + 1]++;
-        for (int e = 0; e < s.E; e++) starts[e + 1] += starts[e];
-        for (bool up : {true, false}) {
-            const int n = up ? 2 * s.I : s.H, k = up ? s.H : s.I;
-            const char *what = format("%s, [%d, %d] to %d, %d experts", s.name, s.T * s.K, k, n, s.E);
-            product_t p;
-            dense_t d;
-            if (!create_product(&p, what, bf16, starts, n, k)) continue;
-            void **pointers = expert_pointers(&p, starts);
-            const cublasStatus_t status = run_grouped(&p, starts, pointers);
-            if (status == CUBLAS_STATUS_SUCCESS) {
-                bf16->check(what, &p);
-                row_rate("grouped", what, flops(&p), "TFLOP/s",
-                         measure(COLD, [&] { run_grouped(&p, starts, pointers); }));
-            } else {
-                left_out("%s: cublasGemmGroupedBatchedEx: status %d", what, (int)status);
-            }
-            if (create_dense(&d, bf16, &p))
-                row_rate("grouped", format("%s, one matrix for all rows", what), flops(&p), "TFLOP/s",
-                         measure(COLD, [&] { run_dense(&d, &p); }));
-            CHECK(cudaFree(pointers));
-            free_product(&p);
+    std::vector<int> starts(s->E + 1); /* of the rows of each expert, under uniform random routing */
+    for (int i = 0; i < s->T * s->K; i++) starts[hash(i) % s->E + 1]++;
+    for (int e = 0; e < s->E; e++) starts[e + 1] += starts[e];
+    for (bool up : {true, false}) {
+        const int n = up ? 2 * s->I : s->H, k = up ? s->H : s->I;
+        const char *what = format("%s, [%d, %d] to %d, %d experts", s->name, s->T * s->K, k, n, s->E);
+        product_t p;
+        dense_t d;
+        if (!create_product(&p, what, bf16, starts, n, k)) continue;
+        void **pointers = expert_pointers(&p, starts);
+        const cublasStatus_t status = run_grouped(&p, starts, pointers);
+        if (status == CUBLAS_STATUS_SUCCESS) {
+            bf16->check(what, &p);
+            row_rate("grouped", what, flops(&p), "TFLOP/s",
+                     measure(COLD, [&] { run_grouped(&p, starts, pointers); }));
+        } else {
+            left_out("%s: cublasGemmGroupedBatchedEx: status %d", what, (int)status);
         }
+        if (create_dense(&d, bf16, &p))
+            row_rate("grouped", format("%s, one matrix for all rows", what), flops(&p), "TFLOP/s",
+                     measure(COLD, [&] { run_dense(&d, &p); }));
+        CHECK(cudaFree(pointers));
+        free_product(&p);
     }
 }
 
-void probe_products()
+/* Opens cuBLAS for the group that comes first. */
+static bool has_cublas()
 {
-    const char *reason = open_cublas();
-    if (reason) {
-        left_out("products: %s", reason);
-        return;
+    static bool asked;
+    if (asked) return cublas_version != 0;
+    asked = true;
+    if (const char *reason = open_cublas()) {
+        left_out("dense and grouped: %s", reason);
+    } else {
+        cublas_version = (int)cublas.cublasLtGetVersion();
     }
-    cublas_version = (int)cublas.cublasLtGetVersion();
-    probe_dense();
-    probe_grouped();
+    return cublas_version != 0;
+}
+
+void probe_dense()
+{
+    if (!has_cublas()) return;
+    for (const number_type_t &t : number_types) probe_dense_type(&t);
+}
+
+void probe_grouped()
+{
+    if (!has_cublas()) return;
+    for (const shape_t &s : shapes) probe_grouped_shape(&s);
 }

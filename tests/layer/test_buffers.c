@@ -147,21 +147,42 @@ Test(buffers, sizes_grow_with_tokens)
     cumoe_handle_destroy(handle);
 }
 
-/* ---- offsets past 2^31 elements: sparse mappings, of which only a few pages exist ---- */
+/* ---- offsets past 2^31 elements: on the host sparse mappings, of which only a few pages exist ---- */
 
-static float *sparse(size_t elements)
+static float *sparse(const cumoe_handle_t *handle, size_t elements)
 {
-    void *data = mmap(NULL, elements * sizeof(float), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    cr_assert(data != MAP_FAILED);
+    void *data = NULL;
+    const size_t size = elements * sizeof(float);
+    if (cumoe_handle_backend(handle) == CUMOE_BACKEND_CPU) {
+        data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        cr_assert(data != MAP_FAILED);
+    } else if (cumoe_memory_alloc(handle, size, &data) != CUMOE_SUCCESS) {
+        cr_skip_test("%s", cumoe_last_error());
+    }
     return data;
 }
 
-static void copy_rows(float *dst, int64_t dst_stride, const float *src, int64_t src_stride, int64_t rows,
+static void free_sparse(const cumoe_handle_t *handle, float *data, size_t elements)
+{
+    if (cumoe_handle_backend(handle) == CUMOE_BACKEND_CPU)
+        munmap(data, elements * sizeof *data);
+    else
+        cumoe_memory_free(handle, data);
+}
+
+/* Between rows side by side in host memory and rows in device memory. */
+static void write_rows(const cumoe_handle_t *handle, float *dst, int64_t stride, const float *src, int64_t rows,
+                       int64_t cols)
+{
+    for (int64_t r = 0; r < rows; r++)
+        device_write(handle, dst + r * stride, src + r * cols, (size_t)cols * sizeof *dst);
+}
+
+static void read_rows(const cumoe_handle_t *handle, float *dst, const float *src, int64_t stride, int64_t rows,
                       int64_t cols)
 {
     for (int64_t r = 0; r < rows; r++)
-        memcpy(dst + r * dst_stride, src + r * src_stride, (size_t)cols * sizeof *dst);
+        device_read(handle, dst + r * cols, src + r * stride, (size_t)cols * sizeof *dst);
 }
 
 Test(buffers, rows_past_2_to_the_31)
@@ -176,25 +197,26 @@ Test(buffers, rows_past_2_to_the_31)
     start(&p, handle, &layer_case, "far rows", &report);
     cr_assert(problem_run_forward(&p, &report) && problem_run_backward(&p, &report), "%s", report.text);
 
-    float *x = sparse(elements), *y = sparse(elements), *dy = sparse(elements), *dx = sparse(elements);
-    copy_rows(x, stride, p.forward.x, H, T, H);
-    copy_rows(dy, stride, p.backward.dy, H, T, H);
+    float *x = sparse(handle, elements), *y = sparse(handle, elements), *dy = sparse(handle, elements),
+          *dx = sparse(handle, elements);
+    write_rows(handle, x, stride, p.forward.x, T, H);
+    write_rows(handle, dy, stride, p.backward.dy, T, H);
     cumoe_forward_args_t f = p.forward;
     f.x = x, f.y = y, f.x_stride = f.y_stride = stride;
-    cr_assert(cumoe_layer_forward(p.layer, &f, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cr_assert(device_layer_forward(p.handle, p.layer, &f) == CUMOE_SUCCESS, "%s", cumoe_last_error());
     cumoe_backward_args_t b = p.backward;
     b.x = x, b.dy = dy, b.dx = dx, b.x_stride = b.dy_stride = b.dx_stride = stride;
     b.gradients = NULL;
-    cr_assert(cumoe_layer_backward(p.layer, &b, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cr_assert(device_layer_backward(p.handle, p.layer, &b) == CUMOE_SUCCESS, "%s", cumoe_last_error());
     float near_y[T * H], near_dx[T * H];
-    copy_rows(near_y, H, y, stride, T, H);
-    copy_rows(near_dx, H, dx, stride, T, H);
+    read_rows(handle, near_y, y, stride, T, H);
+    read_rows(handle, near_dx, dx, stride, T, H);
     cr_assert(problem_run_forward(&p, &report), "%s", report.text);
     compare_bits(&report, "y", near_y, p.forward.y, sizeof near_y);
     cr_assert(problem_run_backward(&p, &report), "%s", report.text);
     compare_bits(&report, "dx", near_dx, p.backward.dx, sizeof near_dx);
     EXPECT_EMPTY(report);
-    for (int i = 0; i < 4; i++) munmap((float *[]){x, y, dx, dy}[i], elements * sizeof(float));
+    for (int i = 0; i < 4; i++) free_sparse(handle, (float *[]){x, y, dx, dy}[i], elements);
     problem_destroy(&p);
     cumoe_handle_destroy(handle);
 }
@@ -214,8 +236,8 @@ Test(buffers, experts_past_2_to_the_31)
     float *near[3] = {p.gradients.w_up, p.gradients.w_glu, p.gradients.w_down}, *w[3], *g[3];
     const float *const old[3] = {p.weights.w_up, p.weights.w_glu, p.weights.w_down};
     for (int m = 0; m < 3; m++) {
-        w[m] = sparse(elements), g[m] = sparse(elements);
-        copy_rows(w[m], stride, old[m], I * H, E, I * H);
+        w[m] = sparse(handle, elements), g[m] = sparse(handle, elements);
+        write_rows(handle, w[m], stride, old[m], E, I * H);
     }
     cumoe_weights_t far_weights = p.weights, far_gradients = p.gradients;
     far_weights.up_expert_stride = far_weights.down_expert_stride = stride;
@@ -224,14 +246,17 @@ Test(buffers, experts_past_2_to_the_31)
     far_gradients.w_up = g[0], far_gradients.w_glu = g[1], far_gradients.w_down = g[2];
     p.forward.weights = p.backward.weights = &far_weights;
     p.backward.gradients = &far_gradients;
-    cr_assert(cumoe_layer_forward(p.layer, &p.forward, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cr_assert(device_layer_forward(p.handle, p.layer, &p.forward) == CUMOE_SUCCESS, "%s", cumoe_last_error());
     problem_compare_outputs(&p, false, &forward, &report);
-    cr_assert(cumoe_layer_backward(p.layer, &p.backward, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
-    for (int m = 0; m < 3; m++)
-        for (int e = 0; e < E; e++)
-            compare_bits(&report, "gradient", g[m] + e * stride, near[m] + e * I * H, I * H * sizeof(float));
+    cr_assert(device_layer_backward(p.handle, p.layer, &p.backward) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    for (int m = 0; m < 3; m++) {
+        float gradient[E * I * H];
+        read_rows(handle, gradient, g[m], stride, E, I * H);
+        compare_bits(&report, "gradient", gradient, near[m], sizeof gradient);
+        free_sparse(handle, w[m], elements);
+        free_sparse(handle, g[m], elements);
+    }
     EXPECT_EMPTY(report);
-    for (int m = 0; m < 3; m++) munmap(w[m], elements * sizeof(float)), munmap(g[m], elements * sizeof(float));
     problem_bits_free(&forward);
     problem_destroy(&p);
     cumoe_handle_destroy(handle);

@@ -26,7 +26,7 @@ static void body_bare(problem_t *problem, report_t *report)
     bare.load = NULL;
     bare.losses = NULL;
     bare.statistics = NULL;
-    status = cumoe_layer_forward(problem->layer, &bare, NULL);
+    status = device_layer_forward(problem->handle, problem->layer, &bare);
     if (status != CUMOE_SUCCESS) report_fail(report, "%s", cumoe_last_error());
     compare_bits(report, "y without saved and optional outputs", bare_y, y, (size_t)bytes);
     report_check(report, buffer_guards_intact(&problem->buffers));

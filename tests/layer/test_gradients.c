@@ -8,7 +8,7 @@
 static double total(problem_t *p)
 {
     double sum = 0;
-    cr_assert(cumoe_layer_forward(p->layer, &p->forward, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cr_assert(device_layer_forward(p->handle, p->layer, &p->forward) == CUMOE_SUCCESS, "%s", cumoe_last_error());
     for (int64_t i = 0; i < p->tokens * p->hidden_size; i++)
         sum += ((const double *)p->backward.dy)[i] * ((const double *)p->forward.y)[i];
     for (int l = 0; l < CUMOE_NUM_LOSSES; l++)

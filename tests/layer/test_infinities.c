@@ -26,10 +26,13 @@ typedef struct run {
     double y, slope;
 } run_t;
 
-/* A block of memory with a 16-byte piece for everything. */
-typedef struct piece {
-    _Alignas(16) unsigned char bytes[16];
-} piece_t;
+/* An array of one number. */
+static void *number(buffer_list_t *buffers, cumoe_dtype_t dtype, double value)
+{
+    void *data = buffer_get(buffers, real_size(dtype));
+    real_set(data, dtype, 0, value);
+    return data;
+}
 
 /* z of the driving half is x weight = 2 weight, that of the other half 1. */
 static run_t run(const limits_t *limits, double weight)
@@ -43,30 +46,28 @@ static run_t run(const limits_t *limits, double weight)
     config.activation = limits->activation;
     config.gate = CUMOE_GATE_EXTERNAL;
     cumoe_layer_t *layer;
-    cumoe_weights_t weights, gradients;
+    buffer_list_t buffers = {0};
+    const bool glu = limits->glu;
     size_t workspace_size, saved_size;
     cr_assert_eq(cumoe_layer_create(&layer, handle, &config), CUMOE_SUCCESS, "%s", cumoe_last_error());
-    cr_assert_eq(cumoe_weights_create(layer, dtype, &weights), CUMOE_SUCCESS);
-    cr_assert_eq(cumoe_weights_create(layer, CUMOE_F32, &gradients), CUMOE_SUCCESS);
     cr_assert_eq(cumoe_layer_buffer_sizes(layer, 1, &workspace_size, &saved_size), CUMOE_SUCCESS);
-    void *workspace, *saved;
-    cr_assert_eq(cumoe_memory_alloc(handle, workspace_size, &workspace), CUMOE_SUCCESS);
-    cr_assert_eq(cumoe_memory_alloc(handle, saved_size, &saved), CUMOE_SUCCESS);
-
-    piece_t x = {0}, y = {0}, dy = {0}, index = {0}, index_weight = {0};
-    real_set(x.bytes, dtype, 0, 2);
-    real_set(dy.bytes, dtype, 0, 1);
-    real_set(index_weight.bytes, CUMOE_F32, 0, 1);
-    real_set(weights.w_down, dtype, 0, 1);
-    real_set(limits->glu ? weights.w_glu : weights.w_up, dtype, 0, weight);
-    if (limits->glu) real_set(weights.w_up, dtype, 0, 0.5);
+    void *workspace = buffer_get(&buffers, workspace_size), *saved = buffer_get(&buffers, saved_size);
+    const cumoe_weights_t weights = {.struct_size = sizeof weights,
+                                     .w_up = number(&buffers, dtype, glu ? 0.5 : weight),
+                                     .w_glu = glu ? number(&buffers, dtype, weight) : NULL,
+                                     .w_down = number(&buffers, dtype, 1)};
+    const cumoe_weights_t gradients = {.struct_size = sizeof gradients,
+                                       .dtype = CUMOE_F32,
+                                       .w_up = number(&buffers, CUMOE_F32, NAN),
+                                       .w_glu = glu ? number(&buffers, CUMOE_F32, NAN) : NULL,
+                                       .w_down = number(&buffers, CUMOE_F32, NAN)};
     const cumoe_forward_args_t forward = {.struct_size = sizeof forward,
                                           .num_tokens = 1,
                                           .weights = &weights,
-                                          .x = x.bytes,
-                                          .y = y.bytes,
-                                          .index = index.bytes,
-                                          .index_weight = index_weight.bytes,
+                                          .x = number(&buffers, dtype, 2),
+                                          .y = number(&buffers, dtype, NAN),
+                                          .index = buffer_get_zero(&buffers, sizeof(int32_t)),
+                                          .index_weight = number(&buffers, CUMOE_F32, 1),
                                           .workspace = workspace,
                                           .workspace_size = workspace_size,
                                           .saved = saved,
@@ -74,21 +75,19 @@ static run_t run(const limits_t *limits, double weight)
     const cumoe_backward_args_t backward = {.struct_size = sizeof backward,
                                             .num_tokens = 1,
                                             .weights = &weights,
-                                            .x = x.bytes,
-                                            .dy = dy.bytes,
+                                            .x = forward.x,
+                                            .dy = number(&buffers, dtype, 1),
                                             .gradients = &gradients,
                                             .workspace = workspace,
                                             .workspace_size = workspace_size,
                                             .saved = saved,
                                             .saved_size = saved_size};
-    cr_assert_eq(cumoe_layer_forward(layer, &forward, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
-    cr_assert_eq(cumoe_layer_backward(layer, &backward, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
-    const run_t result = {real_get(y.bytes, dtype, 0),
-                          real_get(limits->glu ? gradients.w_glu : gradients.w_up, CUMOE_F32, 0) / 2};
-    cumoe_memory_free(handle, saved);
-    cumoe_memory_free(handle, workspace);
-    cumoe_weights_destroy(layer, &gradients);
-    cumoe_weights_destroy(layer, &weights);
+    cr_assert_eq(device_layer_forward(handle, layer, &forward), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cr_assert_eq(device_layer_backward(handle, layer, &backward), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    const run_t result = {real_get(forward.y, dtype, 0),
+                          real_get(glu ? gradients.w_glu : gradients.w_up, CUMOE_F32, 0) / 2};
+    cr_assert(buffer_guards_intact(&buffers));
+    buffer_free_all(&buffers);
     cumoe_layer_destroy(layer);
     cumoe_handle_destroy(handle);
     return result;

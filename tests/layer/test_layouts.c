@@ -91,14 +91,14 @@ Test(layouts, initial_values_are_those_of_separate_arrays)
         const problem_options_t options = suite_options(i, &GATE_VARIANTS[2], seed);
         problem_t plain;
         cr_assert(problem_create(&plain, handle, &PLAIN, &options, &report), "%s", report.text);
-        cr_assert(cumoe_weights_init(plain.layer, 3, &plain.weights, NULL) == CUMOE_SUCCESS, "%s",
+        cr_assert(device_weights_init(plain.handle, plain.layer, 3, &plain.weights) == CUMOE_SUCCESS, "%s",
                   cumoe_last_error());
         for (int n = 0; n < NUM_PLACEMENTS; n++) {
             const layer_case_t layer_case = case_of(&PLACEMENTS[n], false);
             problem_t foreign;
             cr_assert(problem_create(&foreign, handle, &layer_case, &options, &report), "%s", report.text);
-            cr_assert(cumoe_weights_init(foreign.layer, 3, &foreign.weights, NULL) == CUMOE_SUCCESS, "%s",
-                      cumoe_last_error());
+            cr_assert(device_weights_init(foreign.handle, foreign.layer, 3, &foreign.weights) == CUMOE_SUCCESS,
+                      "%s", cumoe_last_error());
             compare_matrices(&plain, &plain.weights, &foreign, &foreign.weights, &report);
             report_check(&report, buffer_guards_intact(&foreign.buffers));
             problem_destroy(&foreign);
@@ -126,15 +126,17 @@ Test(layouts, created_weights_have_the_bits_of_borrowed_ones)
                   cumoe_last_error());
         cr_assert(cumoe_weights_create(created.layer, options.gradient_dtype, &gradients) == CUMOE_SUCCESS, "%s",
                   cumoe_last_error());
+        const cumoe_weights_t w = problem_adopt_weights(&created, &weights),
+                              g = problem_adopt_weights(&created, &gradients);
         for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
-            if (problem_has_matrix(&created, m)) problem_matrix_set(&created, &weights, m, created.values[m]);
-        created.forward.weights = created.backward.weights = &weights;
-        created.backward.gradients = &gradients;
+            if (problem_has_matrix(&created, m)) problem_matrix_set(&created, &w, m, created.values[m]);
+        created.forward.weights = created.backward.weights = &w;
+        created.backward.gradients = &g;
         if (problem_run_forward(&created, &report) && problem_run_backward(&created, &report)) {
             const size_t bytes = (size_t)(PLAIN.tokens * PLAIN.hidden_size) * real_size(options.dtype);
             compare_bits(&report, "y", created.forward.y, borrowed.forward.y, bytes);
             compare_bits(&report, "dx", created.backward.dx, borrowed.backward.dx, bytes);
-            compare_matrices(&borrowed, &borrowed.gradients, &created, &gradients, &report);
+            compare_matrices(&borrowed, &borrowed.gradients, &created, &g, &report);
         }
         cumoe_weights_destroy(created.layer, &weights);
         cumoe_weights_destroy(created.layer, &gradients);

@@ -5,6 +5,7 @@
  * say, R * I values (2I with glu), up to the alignment of an array. */
 static void body_recompute(problem_t *problem, report_t *report)
 {
+    if (suite_spares(problem)) return;
     problem_options_t options = problem->options;
     options.recompute = !options.recompute;
     problem_t other;

@@ -160,10 +160,12 @@ static double initial_std(const problem_t *p, problem_matrix_t m)
 /* The paper's start: gate weights from cumoe_weights_init() are 0 for noisy top-k, and every expert gets work. */
 static void body_initial(problem_t *p, report_t *report)
 {
-    cumoe_weights_t w = {0}, again = {0};
-    cr_assert(cumoe_weights_create(p->layer, CUMOE_DTYPE_DEFAULT, &w) == CUMOE_SUCCESS, "%s", cumoe_last_error());
-    cr_assert(cumoe_weights_create(p->layer, CUMOE_DTYPE_DEFAULT, &again) == CUMOE_SUCCESS);
-    cr_assert(cumoe_weights_init(p->layer, 3, &w, NULL) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cumoe_weights_t created = {0}, second = {0};
+    cr_assert(cumoe_weights_create(p->layer, CUMOE_DTYPE_DEFAULT, &created) == CUMOE_SUCCESS, "%s",
+              cumoe_last_error());
+    cr_assert(cumoe_weights_create(p->layer, CUMOE_DTYPE_DEFAULT, &second) == CUMOE_SUCCESS);
+    const cumoe_weights_t w = problem_adopt_weights(p, &created), again = problem_adopt_weights(p, &second);
+    cr_assert(device_weights_init(p->handle, p->layer, 3, &w) == CUMOE_SUCCESS, "%s", cumoe_last_error());
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
         const int64_t n = problem_matrix_elements(p, m);
         report_check(report, (*problem_matrix_pointer(&w, m) != NULL) == problem_has_matrix(p, m));
@@ -174,9 +176,9 @@ static void body_initial(problem_t *p, report_t *report)
         problem_matrix_get(p, &w, m, values);
         check_normal(values, n, initial_std(p, m), report);
     }
-    cumoe_weights_destroy(p->layer, &w);
-    cumoe_weights_destroy(p->layer, &again);
-    report_check(report, w.w_up == NULL && w.allocation == NULL);
+    cumoe_weights_destroy(p->layer, &created);
+    cumoe_weights_destroy(p->layer, &second);
+    report_check(report, created.w_up == NULL && created.allocation == NULL);
 }
 
 Test(properties, initial_weights)

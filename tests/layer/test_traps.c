@@ -210,7 +210,7 @@ Test(traps, trap_8_fresh_noise_in_backward)
         *p.call = (cumoe_call_t){call.seed + 1, call.offset + 1, call.first_token + 1, 1};
         cumoe_forward_args_t other = p.forward; /* another call in between, with other noise */
         other.saved = buffer_get(&p.buffers, p.saved_size);
-        cr_assert(cumoe_layer_forward(p.layer, &other, NULL) == CUMOE_SUCCESS);
+        cr_assert(device_layer_forward(p.handle, p.layer, &other) == CUMOE_SUCCESS);
         cr_assert(problem_run_backward(&p, &report), "%s", report.text);
         problem_check_backward(&p, &report);
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <map>
+#include <stdio.h>
 #include <string.h>
 
 namespace sim
@@ -190,6 +191,19 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int dev
     default:
         return keep_error(cudaErrorInvalidValue);
     }
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device)
+{
+    SIM_ENTER();
+    if (device < 0 || device >= devices.count) return keep_error(cudaErrorInvalidDevice);
+    *properties = {};
+    snprintf(properties->name, sizeof properties->name, "simulated GPU");
+    properties->major = devices.major;
+    properties->minor = devices.minor;
+    properties->multiProcessorCount = kNumMultiprocessors;
+    properties->totalGlobalMem = devices.memory;
     return cudaSuccess;
 }
 

@@ -1,17 +1,47 @@
 #include "tests/support/buffers.h"
 
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { GUARD_SIZE = 256, GUARD_BYTE = 0xa5 };
+enum { GUARD_SIZE = BUFFER_GUARD, GUARD_BYTE = 0xa5 };
 
-typedef struct buffer {
-    struct buffer *next;
-    unsigned char *block, *data;
-    size_t size;
-} buffer_t;
+/* All buffers of all lists: a pointer in an argument struct does not say which list it comes from. */
+static buffer_t *newest;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static void enter(buffer_t *buffer)
+{
+    pthread_mutex_lock(&mutex);
+    buffer->older = newest;
+    if (newest) newest->newer = buffer;
+    newest = buffer;
+    pthread_mutex_unlock(&mutex);
+}
+
+static void leave(buffer_t *buffer)
+{
+    pthread_mutex_lock(&mutex);
+    if (buffer->older) buffer->older->newer = buffer->newer;
+    if (buffer->newer)
+        buffer->newer->older = buffer->older;
+    else
+        newest = buffer->older;
+    pthread_mutex_unlock(&mutex);
+}
+
+buffer_t *buffer_find(const void *address)
+{
+    const uintptr_t at = (uintptr_t)address;
+    pthread_mutex_lock(&mutex);
+    buffer_t *b = newest;
+    while (b && (at < (uintptr_t)b->data - GUARD_SIZE || at >= (uintptr_t)b->data + b->size + GUARD_SIZE))
+        b = b->older;
+    pthread_mutex_unlock(&mutex);
+    return b;
+}
 
 void *buffer_get(buffer_list_t *list, size_t size)
 {
@@ -31,6 +61,7 @@ void *buffer_get_aligned(buffer_list_t *list, size_t size, size_t alignment)
     data += (period + alignment - (uintptr_t)data % period) % period; /* an odd multiple of alignment */
     *buffer = (buffer_t){.next = list->first, .block = block, .data = data, .size = size};
     list->first = buffer;
+    enter(buffer);
     memset(data - GUARD_SIZE, GUARD_BYTE, GUARD_SIZE);
     memset(data, BUFFER_POISON, size);
     memset(data + size, GUARD_BYTE, GUARD_SIZE);
@@ -63,6 +94,8 @@ void buffer_free_all(buffer_list_t *list)
     while (list->first) {
         buffer_t *b = list->first;
         list->first = b->next;
+        leave(b);
+        if (b->twin_block) cumoe_memory_free(b->handle, b->twin_block);
         free(b->block);
         free(b);
     }

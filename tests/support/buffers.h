@@ -4,10 +4,23 @@
 #ifndef CUMOE_TESTS_BUFFERS_H
 #define CUMOE_TESTS_BUFFERS_H
 
-#include <stdbool.h>
-#include <stddef.h>
+#include <cumoe/handle.h>
 
-enum { BUFFER_POISON = 0xff };
+#include <stdbool.h>
+
+enum { BUFFER_POISON = 0xff, BUFFER_GUARD = 256 };
+
+typedef struct buffer {
+    struct buffer *next;              /* in its list */
+    struct buffer *newer, *older;     /* of all buffers */
+    unsigned char *block, *data;      /* block[0] is the first byte of the guard zone in front or lies before it */
+    size_t size;                      /* of data */
+    const cumoe_handle_t *handle;     /* the twin's, NULL = there is none; see device.h */
+    unsigned char *twin;              /* where data stands on the device */
+    void *twin_block;                 /* the allocation, NULL = not the buffer's own */
+    size_t twin_front, twin_back;     /* bytes of guard zones that the twin has */
+    const struct device_call *in_use; /* the call that has translated a pointer into it */
+} buffer_t;
 
 typedef struct buffer_list {
     struct buffer *first;
@@ -27,6 +40,9 @@ void *buffer_get_zero(buffer_list_t *list, size_t size);
 bool buffer_guards_intact(const buffer_list_t *list);
 
 void buffer_free_all(buffer_list_t *list);
+
+/* The buffer that an address lies in, guard zones and the end included; NULL = none. */
+buffer_t *buffer_find(const void *address);
 
 /* Fill with poison; is every byte still poison? */
 void buffer_poison(void *data, size_t size);

@@ -133,6 +133,7 @@ double compare_scaled(report_t *report, const char *what, int64_t n, const doubl
      */
     const double scale = norm == 0 ? 1 : limit == 0 ? sqrt(norm) : fmax(sqrt(norm), 1e-30 / limit);
     const double scaled = sqrt(error) / scale;
+    if (limit > 0) report->worst = fmax(report->worst, scaled / limit);
     if (!(scaled <= limit))
         report_fail(report, "%s: off by %.3g of the size %.6g, allowed is %.3g", what, scaled, sqrt(norm), limit);
     return scaled;

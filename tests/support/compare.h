@@ -9,6 +9,7 @@
 typedef struct report {
     const char *context; /* stands in front of every line; may be NULL */
     int failures;
+    double worst; /* the largest error, in units of what is allowed */
     size_t length;
     char text[4096];
 } report_t;

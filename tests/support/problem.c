@@ -152,6 +152,8 @@ static bool set_layer(problem_t *p, report_t *report)
     p->config.noise_stream = NOISE_STREAM;
     p->config.recompute = p->options.recompute;
     p->config.max_threads = p->options.max_threads;
+    p->config.max_sms = p->options.max_sms;
+    p->config.compute = p->options.compute;
     if (status == CUMOE_SUCCESS) status = cumoe_layer_create(&p->layer, p->handle, &p->config);
     if (status == CUMOE_SUCCESS)
         status = cumoe_layer_buffer_sizes(p->layer, p->tokens, &p->workspace_size, &p->saved_size);
@@ -202,6 +204,8 @@ static void set_sizes(problem_t *p)
         .top_k = p->top_k,
         .training = p->options.variant.training,
     };
+    /* Tensor cores multiply numbers of 16 bits, and this factor has no array that the caller sees. */
+    if (cumoe_handle_backend(p->handle) == CUMOE_BACKEND_CUDA) p->input.round_scaled = p->input.round;
 }
 
 /* Everything of a call but the numbers. */
@@ -224,14 +228,14 @@ static void set_input(problem_t *p)
     p->input.token_mask = mask;
 }
 
-static void set_name(problem_t *p)
+void problem_name(char *name, size_t size, const layer_case_t *layer_case, const problem_options_t *o)
 {
     static const char *const types[] = {"?", "f64", "f32", "bf16", "f16"};
     static const char *const activations[] = {"relu",  "swiglu", "gelu",           "gelu tanh", "silu",
                                               "relu2", "geglu",  "swiglu clamped", "identity"};
-    const problem_options_t *o = &p->options;
-    snprintf(p->name, sizeof p->name, "%s, %s, %s%s, %s (gate %s, gradients %s), %s, seed %llu", p->layer_case.name,
-             o->variant.name, activations[o->activation], o->bias ? " with biases" : "", types[o->dtype],
+    const char *tf32 = o->compute == CUMOE_COMPUTE_TF32 ? " by tf32" : "";
+    snprintf(name, size, "%s, %s, %s%s, %s%s (gate %s, gradients %s), %s, seed %llu", layer_case->name,
+             o->variant.name, activations[o->activation], o->bias ? " with biases" : "", types[o->dtype], tf32,
              o->gate_dtype ? types[o->gate_dtype] : "as ever",
              o->gradient_dtype ? types[o->gradient_dtype] : "alike", o->recompute ? "recompute" : "keep",
              (unsigned long long)o->seed);
@@ -242,7 +246,7 @@ bool problem_create(problem_t *p, const cumoe_handle_t *handle, const layer_case
 {
     *p = (problem_t){.layer_case = *layer_case, .options = *options, .handle = handle};
     report->context = NULL; /* the name of the problem before, which may be gone */
-    set_name(p);
+    problem_name(p->name, sizeof p->name, layer_case, options);
     random_state_t random = random_start(options->seed);
     set_sizes(p);
     if (!set_layer(p, report)) return false;

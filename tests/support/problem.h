@@ -21,7 +21,8 @@ typedef struct problem_options {
     bool bias;
     gate_variant_t variant;
     uint64_t seed;
-    int32_t recompute, max_threads;
+    int32_t recompute, max_threads, max_sms;
+    cumoe_compute_t compute;
     bool without_reference; /* no expected values (large cases): margins are not looked at */
 } problem_options_t;
 
@@ -67,12 +68,18 @@ typedef struct problem {
     reference_result_t expected;
 } problem_t;
 
+/* Case and options in a line. */
+void problem_name(char *name, size_t size, const layer_case_t *layer_case, const problem_options_t *options);
+
 /* false, with a line in the report: the layer could not be created. Destroy it in either case. */
 bool problem_create(problem_t *problem, const cumoe_handle_t *handle, const layer_case_t *layer_case,
                     const problem_options_t *options, report_t *report);
 void problem_destroy(problem_t *problem);
 
-/* Poison every output, then call; a status other than success goes into the report. */
+/* Poison what the calls write, gradients that are added to excepted: they get what is there before. */
+void problem_poison_outputs(problem_t *problem, bool backward);
+
+/* The same, then call; a status other than success goes into the report. */
 bool problem_run_forward(problem_t *problem, report_t *report);
 bool problem_run_backward(problem_t *problem, report_t *report);
 
@@ -131,6 +138,9 @@ void problem_matrix_set(const problem_t *problem, const cumoe_weights_t *weights
                         const double *values);
 void problem_matrix_get(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,
                         double *values);
+/* Weights that cumoe_weights_create() made, as buffers of the problem. */
+cumoe_weights_t problem_adopt_weights(problem_t *problem, const cumoe_weights_t *created);
+
 int64_t problem_matrix_elements(const problem_t *problem, problem_matrix_t matrix);
 void *const *problem_matrix_pointer(const cumoe_weights_t *weights, problem_matrix_t matrix);
 

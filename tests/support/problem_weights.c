@@ -1,4 +1,5 @@
 /* Layouts of weights: where element (expert, row, column) of a matrix stands. */
+#include "tests/support/device.h"
 #include "tests/support/problem.h"
 
 const char *const PROBLEM_MATRIX_NAMES[NUM_MATRICES] = {"w_gate", "w_noise", "w_up",   "w_glu",
@@ -156,6 +157,18 @@ void problem_weights_layout(problem_t *problem, cumoe_weights_t *weights, cumoe_
                        : 0;
         if (bytes[m]) *(void **)problem_matrix_pointer(weights, m) = buffer_get(&problem->buffers, bytes[m]);
     }
+}
+
+cumoe_weights_t problem_adopt_weights(problem_t *problem, const cumoe_weights_t *created)
+{
+    cumoe_weights_t adopted = *created;
+    for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
+        void **pointer = (void **)problem_matrix_pointer(&adopted, m);
+        const size_t size =
+            (size_t)problem_matrix_elements(problem, m) * real_size(matrix_dtype(problem, created, m));
+        *pointer = device_adopt(&problem->buffers, problem->handle, *pointer, size);
+    }
+    return adopted;
 }
 
 int64_t problem_matrix_elements(const problem_t *problem, problem_matrix_t matrix)

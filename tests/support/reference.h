@@ -23,6 +23,7 @@ typedef struct reference_input {
     cumoe_activation_t activation;
     double swiglu_limit, swiglu_alpha; /* SWIGLU_CLAMPED */
     double (*round)(double);           /* to the token type; NULL = nothing is rounded */
+    double (*round_scaled)(double);    /* of weight * hidden, a factor of the gradient of w_down; NULL alike */
     int64_t tokens, live_tokens;       /* T, and how many of them are computed */
     int64_t hidden_size, intermediate_size, experts, top_k;
     bool training;

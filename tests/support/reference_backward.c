@@ -15,7 +15,7 @@ static void down_backward(const reference_input_t *in, reference_result_t *r, in
     for (int64_t i = 0; i < I; i++) {
         const int64_t si = slot * I + i;
         const reference_activation_t a = reference_activation(in, r->up[si], r->glu[si]);
-        const double scaled = g * r->hidden[si];
+        const double scaled = in->round_scaled ? in->round_scaled(g * r->hidden[si]) : g * r->hidden[si];
         double d = 0;
         for (int64_t h = 0; h < H; h++) d += dy[h] * in->w_down[(e * H + h) * I + i];
         for (int64_t h = 0; h < H; h++) r->dw_down[(e * H + h) * I + i] += dy[h] * scaled;

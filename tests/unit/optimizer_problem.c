@@ -135,7 +135,7 @@ void optimizer_run_step(optimizer_problem_t *p, report_t *report)
     cumoe_weights_t gradients = layer->gradients;
     copy_arrays(&gradients, layer->gradient_bytes, &buffers);
     report->context = layer->name;
-    const cumoe_status_t status = cumoe_optimizer_step(layer->layer, &p->args, NULL);
+    const cumoe_status_t status = device_optimizer_step(layer->handle, layer->layer, &p->args);
     if (status != CUMOE_SUCCESS) report_fail(report, "%s", cumoe_last_error());
     compare_arrays(report, &layer->gradients, &gradients, layer->gradient_bytes);
     check_gaps(layer, report);

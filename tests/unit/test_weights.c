@@ -52,6 +52,22 @@ static void **array_pointer(cumoe_weights_t *w, int i)
     return pointers[i];
 }
 
+/* Bytes of an array that cumoe_weights_create() made. */
+static size_t array_size(const cumoe_weights_t *w, int i)
+{
+    const bool of_gate = i < 6, bias = i >= 9;
+    return real_size(of_gate ? w->gate_dtype : w->dtype) * EXPERTS * SIZE * (size_t)(bias || of_gate ? 1 : SIZE);
+}
+
+static cumoe_weights_t adopt(buffer_list_t *buffers, const cumoe_handle_t *handle, const cumoe_weights_t *created)
+{
+    cumoe_weights_t adopted = *created;
+    for (int i = 0; i < NUM_ARRAYS; i++)
+        *array_pointer(&adopted, i) =
+            device_adopt(buffers, handle, *array_pointer(&adopted, i), array_size(created, i));
+    return adopted;
+}
+
 /* For every array a word of the reason why a layer does not have it; NULL = it has it. */
 typedef struct array_case {
     layer_kind_t kind;
@@ -84,14 +100,16 @@ Test(weights, an_array_that_the_layer_does_not_have_is_refused)
 {
     report_t report = {0};
     cumoe_handle_t *handle = suite_handle();
-    static _Alignas(16) float memory[EXPERTS * 2 * SIZE * SIZE];
+    buffer_list_t buffers = {0};
+    const size_t memory_size = EXPERTS * 2 * SIZE * SIZE * sizeof(float);
+    void *memory = buffer_get(&buffers, memory_size);
     for (size_t c = 0; c < sizeof ARRAY_CASES / sizeof *ARRAY_CASES; c++) {
         const array_case_t *array_case = &ARRAY_CASES[c];
         cumoe_layer_t *layer = make_layer_kind(handle, &array_case->kind);
         cumoe_weights_t all = {.struct_size = sizeof all, .glu = array_case->glu};
         for (int i = 0; i < NUM_ARRAYS; i++) *array_pointer(&all, i) = array_case->absent[i] ? NULL : memory;
-        cr_expect_eq(cumoe_weights_init(layer, 1, &all, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
-        buffer_poison(memory, sizeof memory);
+        cr_expect_eq(device_weights_init(handle, layer, 1, &all), CUMOE_SUCCESS, "%s", cumoe_last_error());
+        buffer_poison(memory, memory_size);
         for (int i = 0; i < NUM_ARRAYS; i++) {
             if (!array_case->absent[i]) continue;
             cumoe_weights_t bad = all;
@@ -104,9 +122,10 @@ Test(weights, an_array_that_the_layer_does_not_have_is_refused)
             if (!reason || !strstr(reason, array_case->absent[i]))
                 report_fail(&report, "the reason should be '%s': %s", array_case->absent[i], cumoe_last_error());
         }
-        cr_expect(buffer_is_poison(memory, sizeof memory));
+        cr_expect(buffer_is_poison(memory, memory_size));
         cumoe_layer_destroy(layer);
     }
+    buffer_free_all(&buffers);
     cumoe_handle_destroy(handle);
     EXPECT_EMPTY(report);
 }
@@ -121,22 +140,23 @@ Test(weights, create_makes_every_array)
             layer_kind_t kind = ARRAY_CASES[c].kind;
             kind.dtype = (cumoe_dtype_t)dtype;
             cumoe_layer_t *layer = make_layer_kind(handle, &kind);
-            cumoe_weights_t w;
-            cr_assert_eq(cumoe_weights_create(layer, CUMOE_DTYPE_DEFAULT, &w), CUMOE_SUCCESS, "%s",
+            cumoe_weights_t created;
+            buffer_list_t buffers = {0};
+            cr_assert_eq(cumoe_weights_create(layer, CUMOE_DTYPE_DEFAULT, &created), CUMOE_SUCCESS, "%s",
                          cumoe_last_error());
+            cumoe_weights_t w = adopt(&buffers, handle, &created);
             cr_expect(w.dtype == kind.dtype && w.gate_dtype == (dtype == CUMOE_F64 ? CUMOE_F64 : CUMOE_F32));
             for (int i = 0; i < NUM_ARRAYS; i++) {
                 const char *array = *array_pointer(&w, i);
                 cr_expect_eq(array == NULL, ARRAY_CASES[c].absent[i] != NULL, "%s", ARRAY_NAMES[i]);
                 if (!array) continue;
-                const bool bias = i == 9 || i == 10 || i == 11, gate = i < 6;
-                const size_t size =
-                    real_size(gate ? w.gate_dtype : w.dtype) * EXPERTS * SIZE * (size_t)(bias || gate ? 1 : SIZE);
+                const size_t size = array_size(&w, i);
                 for (size_t byte = 0; byte < size; byte++) cr_assert_eq(array[byte], 0);
                 memset(*array_pointer(&w, i), 1, size); /* another that reached into it would not be zero */
             }
-            cr_expect_eq(cumoe_weights_init(layer, 1, &w, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
-            cumoe_weights_destroy(layer, &w);
+            cr_expect_eq(device_weights_init(handle, layer, 1, &w), CUMOE_SUCCESS, "%s", cumoe_last_error());
+            buffer_free_all(&buffers);
+            cumoe_weights_destroy(layer, &created);
             cumoe_layer_destroy(layer);
         }
     }
@@ -190,19 +210,23 @@ Test(weights, initial_values_of_16_bits)
     cumoe_handle_t *handle = suite_handle();
     const layer_kind_t kind = {.activation = CUMOE_ACTIVATION_SWIGLU, .expert_bias = 1};
     cumoe_layer_t *f32 = make_layer_kind(handle, &kind);
-    cumoe_weights_t w;
-    cr_assert_eq(cumoe_weights_create(f32, CUMOE_DTYPE_DEFAULT, &w), CUMOE_SUCCESS);
-    cr_assert_eq(cumoe_weights_init(f32, 5, &w, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cumoe_weights_t created;
+    buffer_list_t buffers = {0};
+    cr_assert_eq(cumoe_weights_create(f32, CUMOE_DTYPE_DEFAULT, &created), CUMOE_SUCCESS);
+    const cumoe_weights_t w = adopt(&buffers, handle, &created);
+    cr_assert_eq(device_weights_init(handle, f32, 5, &w), CUMOE_SUCCESS, "%s", cumoe_last_error());
     for (int dtype = CUMOE_BF16; dtype <= CUMOE_F16; dtype++) {
         layer_kind_t narrow = kind;
         narrow.dtype = (cumoe_dtype_t)dtype;
         cumoe_layer_t *layer = make_layer_kind(handle, &narrow);
-        cumoe_weights_t half;
-        cr_assert_eq(cumoe_weights_create(layer, CUMOE_DTYPE_DEFAULT, &half), CUMOE_SUCCESS);
+        cumoe_weights_t created_half;
+        cr_assert_eq(cumoe_weights_create(layer, CUMOE_DTYPE_DEFAULT, &created_half), CUMOE_SUCCESS);
+        buffer_list_t halves = {0};
+        const cumoe_weights_t half = adopt(&halves, handle, &created_half);
         memset(half.b_up, 1, EXPERTS * SIZE * 2);
         memset(half.b_glu, 1, EXPERTS * SIZE * 2);
         memset(half.b_down, 1, EXPERTS * SIZE * 2);
-        cr_assert_eq(cumoe_weights_init(layer, 5, &half, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
+        cr_assert_eq(device_weights_init(handle, layer, 5, &half), CUMOE_SUCCESS, "%s", cumoe_last_error());
         for (int64_t i = 0; i < EXPERTS * SIZE * SIZE; i++) {
             const double up = real_get(w.w_up, CUMOE_F32, i), glu = real_get(w.w_glu, CUMOE_F32, i);
             const double down = real_get(w.w_down, CUMOE_F32, i);
@@ -213,10 +237,12 @@ Test(weights, initial_values_of_16_bits)
         for (int64_t i = 0; i < EXPERTS * SIZE; i++)
             cr_assert(real_get(half.b_up, narrow.dtype, i) == 0 && real_get(half.b_glu, narrow.dtype, i) == 0 &&
                       real_get(half.b_down, narrow.dtype, i) == 0);
-        cumoe_weights_destroy(layer, &half);
+        buffer_free_all(&halves);
+        cumoe_weights_destroy(layer, &created_half);
         cumoe_layer_destroy(layer);
     }
-    cumoe_weights_destroy(f32, &w);
+    buffer_free_all(&buffers);
+    cumoe_weights_destroy(f32, &created);
     cumoe_layer_destroy(f32);
     cumoe_handle_destroy(handle);
 }
@@ -262,7 +288,11 @@ Test(weights, init_refuses)
     bad.down_row_stride = -8;
     expect_refusal(&report, cumoe_weights_init(layer, 1, &bad, NULL), CUMOE_INVALID_ARGUMENT, f, "down_row_stride",
                    "-8");
-    for (int i = 0; i < 4 * 8 * 8; i++) cr_expect(((float *)w.w_up)[i] == 0 && ((float *)w.w_down)[i] == 0);
+    buffer_list_t buffers = {0};
+    const cumoe_weights_t values = adopt(&buffers, handle, &w);
+    for (int i = 0; i < 4 * 8 * 8; i++)
+        cr_expect(((float *)values.w_up)[i] == 0 && ((float *)values.w_down)[i] == 0);
+    buffer_free_all(&buffers);
     cumoe_weights_destroy(layer, &w);
     cumoe_layer_destroy(layer);
     cumoe_handle_destroy(handle);
@@ -274,20 +304,22 @@ Test(weights, init_skips_what_is_not_there)
 {
     cumoe_handle_t *handle = suite_handle();
     cumoe_layer_t *layer = make_layer(handle, CUMOE_F32);
-    cumoe_weights_t all, some;
-    cr_assert_eq(cumoe_weights_create(layer, CUMOE_DTYPE_DEFAULT, &all), CUMOE_SUCCESS);
-    cr_assert_eq(cumoe_weights_create(layer, CUMOE_DTYPE_DEFAULT, &some), CUMOE_SUCCESS);
-    cr_assert_eq(cumoe_weights_init(layer, 9, &all, NULL), CUMOE_SUCCESS);
+    cumoe_weights_t created[2];
+    buffer_list_t buffers = {0};
+    for (int i = 0; i < 2; i++)
+        cr_assert_eq(cumoe_weights_create(layer, CUMOE_DTYPE_DEFAULT, &created[i]), CUMOE_SUCCESS);
+    const cumoe_weights_t all = adopt(&buffers, handle, &created[0]), some = adopt(&buffers, handle, &created[1]);
+    cr_assert_eq(device_weights_init(handle, layer, 9, &all), CUMOE_SUCCESS);
     cumoe_weights_t part = some;
     part.w_gate = part.w_noise = part.w_up = NULL;
-    cr_assert_eq(cumoe_weights_init(layer, 9, &part, NULL), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    cr_assert_eq(device_weights_init(handle, layer, 9, &part), CUMOE_SUCCESS, "%s", cumoe_last_error());
     const size_t size = 4 * 8 * 8 * sizeof(float);
     cr_expect(memcmp(some.w_down, all.w_down, size) == 0);
     cr_expect(memcmp(some.w_up, all.w_up, size) != 0);
-    cr_assert_eq(cumoe_weights_init(layer, 10, &all, NULL), CUMOE_SUCCESS); /* another seed, other numbers */
+    cr_assert_eq(device_weights_init(handle, layer, 10, &all), CUMOE_SUCCESS); /* another seed, other numbers */
     cr_expect(memcmp(some.w_down, all.w_down, size) != 0);
-    cumoe_weights_destroy(layer, &all);
-    cumoe_weights_destroy(layer, &some);
+    buffer_free_all(&buffers);
+    for (int i = 0; i < 2; i++) cumoe_weights_destroy(layer, &created[i]);
     cumoe_layer_destroy(layer);
     cumoe_handle_destroy(handle);
 }

@@ -1,4 +1,4 @@
-#include "tests/stage/stage_buffers.h"
+#include "tests/support/stage_buffers.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -43,10 +43,19 @@ cumoe_routing_t stage_routing(problem_t *p)
     return r;
 }
 
+/* Only CUDA has tiles. */
+static int32_t *tile_buffer(problem_t *p)
+{
+    if (cumoe_handle_backend(p->handle) != CUMOE_BACKEND_CUDA) return NULL;
+    const int64_t size = cumoe_tile_size(p->tokens * p->top_k, (int32_t)p->experts);
+    return buffer_get(&p->buffers, (size_t)size * sizeof(int32_t));
+}
+
 cumoe_rows_t stage_empty_rows(problem_t *p)
 {
     const size_t slots = (size_t)(p->tokens * p->top_k) * sizeof(int32_t);
     return (cumoe_rows_t){
+        .tile = tile_buffer(p),
         .offset = buffer_get(&p->buffers, (size_t)(p->experts + 1) * sizeof(int32_t)),
         .row_token = buffer_get(&p->buffers, slots),
         .row_slot = buffer_get(&p->buffers, slots),
@@ -54,8 +63,18 @@ cumoe_rows_t stage_empty_rows(problem_t *p)
     };
 }
 
+/* Which rows a tile has is the library's choice, and permute makes it. */
+static void fill_tiles(problem_t *p, int32_t *tile, report_t *report)
+{
+    cumoe_permute_args_t a = {
+        .struct_size = sizeof a, .num_tokens = p->tokens, .routing = stage_routing(p), .rows = stage_empty_rows(p)};
+    a.rows.tile = tile;
+    a.workspace = stage_workspace(p, CUMOE_STAGE_PERMUTE, &a.workspace_size, report);
+    (void)stage_succeeded(p, device_permute(p->handle, p->layer, &a), report);
+}
+
 /* By expert, inside an expert by token, then by choice. */
-cumoe_rows_t stage_rows(problem_t *p)
+cumoe_rows_t stage_rows(problem_t *p, report_t *report)
 {
     const cumoe_rows_t r = stage_empty_rows(p);
     const int64_t slots = p->tokens * p->top_k;
@@ -71,6 +90,7 @@ cumoe_rows_t stage_rows(problem_t *p)
         }
     }
     r.offset[p->experts] = row;
+    if (r.tile) fill_tiles(p, r.tile, report);
     return r;
 }
 
@@ -116,7 +136,10 @@ void stage_compare(const problem_t *p, const cumoe_rows_t *rows, const char *wha
 {
     const int64_t R = stage_num_rows(p), all = width * (second ? 2 : 1);
     double *wanted = malloc((size_t)(R * all) * sizeof *wanted + 1);
-    cr_assert_not_null(wanted);
+    if (!wanted) {
+        report_fail(report, "%s: no memory to compare", what);
+        return;
+    }
     for (int64_t row = 0; row < R; row++)
         for (int64_t i = 0; i < width; i++) {
             wanted[row * all + i] = expected[rows->row_slot[row] * width + i];

@@ -3,7 +3,8 @@
 #ifndef CUMOE_TESTS_STAGE_BUFFERS_H
 #define CUMOE_TESTS_STAGE_BUFFERS_H
 
-#include "tests/suite.h"
+#include "tests/support/device.h"
+#include "tests/support/problem.h"
 
 /* How many rows reach an expert. */
 int64_t stage_num_rows(const problem_t *problem);
@@ -15,7 +16,7 @@ cumoe_routing_t stage_routing(problem_t *problem);
 cumoe_routing_t stage_empty_routing(problem_t *problem);
 
 /* What permute leaves behind; the rest of the arrays is poison. */
-cumoe_rows_t stage_rows(problem_t *problem);
+cumoe_rows_t stage_rows(problem_t *problem, report_t *report);
 cumoe_rows_t stage_empty_rows(problem_t *problem);
 
 /* Rounded to the token type, in rows: values[slot * width + i], and a poisoned buffer of that size. second (or

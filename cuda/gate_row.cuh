@@ -1,0 +1,269 @@
+/* A token's row of logits: noise and choice, by a team of threads. Forward and backward share it, so that both see
+ * the same. Every bit is that of host/cpu/gate_row_real.h.
+ *
+ * Experts come in quads, as the noise does; a thread of a team has every kThreads-th quad, and nobody else touches
+ * its elements until a barrier of the team. */
+#pragma once
+
+#include "cuda/gate.cuh"
+#include "cuda/real.cuh"
+#include "cuda/shared.cuh"
+#include "host/philox.h"
+
+namespace cumoe
+{
+
+constexpr int kWarp = 32;
+constexpr int kListSize = CUMOE_MAX_TOP_K + 1; // choices, and the runner-up
+
+template <typename Real>
+__device__ __forceinline__ Real infinity()
+{
+    return static_cast<Real>(INFINITY);
+}
+
+/* A logit and whose it is; kNobody and -Inf: none. */
+constexpr int32_t kNobody = INT32_MAX;
+template <typename Real>
+struct Best {
+    Real value;
+    int32_t expert;
+};
+
+/* What a team of several warps passes through shared memory. */
+template <typename Real, int kTeamWarps>
+struct TeamArrays {
+    Real *value;     // [kTeamWarps]
+    int32_t *expert; // [kTeamWarps]
+    uint32_t *count; // [kTeamWarps]
+    __host__ __device__ explicit TeamArrays(SharedArena &arena)
+        : value(arena.take<Real>(kTeamWarps)), expert(arena.take<int32_t>(kTeamWarps)),
+          count(arena.take<uint32_t>(kTeamWarps))
+    {
+    }
+};
+
+/* The threads that decide a row together: a warp of a block, or a block. Their kernels ask for one block per SM at
+ * least: left to itself, the compiler spills a few registers so that more blocks fit. */
+template <typename Real, int kTeamWarps>
+struct Team {
+    static constexpr int kThreads = kTeamWarps * kWarp;
+    static constexpr int kTeams = kTeamWarps == 1 ? kGateWarps : 1; // of a block
+    static constexpr int kBlockThreads = kTeams * kThreads;
+
+    TeamArrays<Real, kTeamWarps> shared;
+    int rank;  // of the thread in its team
+    int index; // of the team in its block
+
+    __device__ explicit Team(const TeamArrays<Real, kTeamWarps> &arrays)
+        : shared(arrays), rank(static_cast<int>(threadIdx.x) % kThreads),
+          index(static_cast<int>(threadIdx.x) / kThreads)
+    {
+    }
+
+    /* Orders the team's accesses to memory. */
+    __device__ __forceinline__ void sync() const
+    {
+        if constexpr (kTeamWarps == 1)
+            sync_warp();
+        else
+            sync_threads();
+    }
+
+    /* The largest; among equals, that of the lowest expert. */
+    __device__ __forceinline__ Best<Real> best(Best<Real> mine) const
+    {
+        const auto take = [&mine](Real value, int32_t expert) {
+            if (value > mine.value || (value == mine.value && expert < mine.expert)) mine = {value, expert};
+        };
+        for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+            const Real value = shuffle_xor(kFullMask, mine.value, lanes);
+            const int32_t expert = shuffle_xor(kFullMask, mine.expert, lanes);
+            take(value, expert);
+        }
+        if constexpr (kTeamWarps > 1) {
+            if (rank % kWarp == 0) {
+                shared.value[rank / kWarp] = mine.value;
+                shared.expert[rank / kWarp] = mine.expert;
+            }
+            sync_threads();
+            for (int warp = 0; warp < kTeamWarps; warp++) take(shared.value[warp], shared.expert[warp]);
+            sync_threads(); // they are read; the next round may write them
+        }
+        return mine;
+    }
+
+    __device__ __forceinline__ uint32_t sum(uint32_t value) const
+    {
+        value = reduce_add(kFullMask, value);
+        if constexpr (kTeamWarps > 1) {
+            if (rank % kWarp == 0) shared.count[rank / kWarp] = value;
+            sync_threads();
+            value = 0;
+            for (int warp = 0; warp < kTeamWarps; warp++) value += shared.count[warp];
+            sync_threads(); // they are read; the next round may write them
+        }
+        return value;
+    }
+};
+
+/* What a row decides, in memory of its team. */
+template <typename Real>
+struct GateRow {
+    Real *noisy;       // [4, quads] shared, or global where experts are many
+    Real *value;       // [kListSize] noisy logits, descending
+    int32_t *best;     // [kListSize] their experts, ties to the lowest
+    Real *share;       // [kListSize] for what is summed over choices
+    int32_t found;     // <= wanted: usable logits among the best
+    uint32_t unusable; // NaN or +Inf in the row
+};
+
+/* Where the element of an expert stands in a row of a team: lanes side by side use different banks. */
+__device__ __forceinline__ int32_t place(const GateFacts &gate, int32_t expert)
+{
+    return expert % 4 * gate.quads + expert / 4;
+}
+
+/* Calls use(expert) for the experts of this thread, in ascending order. */
+template <typename Team, typename Use>
+__device__ __forceinline__ void for_own_experts(const GateFacts &gate, const Team &team, const Use &use)
+{
+    for (int32_t quad = team.rank; quad < gate.quads; quad += Team::kThreads)
+        for (int32_t expert = 4 * quad; expert < 4 * quad + 4 && expert < gate.num_experts; expert++) use(expert);
+}
+
+/* Standard deviation of the noise (eq. 4). */
+template <typename Real>
+__device__ __forceinline__ Real noise_std(const GateFacts &gate, Real raw)
+{
+    const Real std = real::softplus(raw) + static_cast<Real>(gate.noise_epsilon);
+    return std < FLT_MIN ? static_cast<Real>(FLT_MIN) : std;
+}
+
+/* eps of eq. 4 for one expert. */
+__device__ __forceinline__ float noise_of(const GateFacts &gate, const cumoe_call_t &call, int64_t token,
+                                          int32_t expert)
+{
+    return cumoe_noise_normal(call.seed, gate.noise_stream, call.offset, call.first_token + token, CUMOE_NOISE_FLAT,
+                              expert);
+}
+
+/* NaN and +Inf never win: they become -Inf, like what is masked. */
+template <typename Real>
+__device__ __forceinline__ void put_noisy(const GateFacts &gate, int32_t expert, Real logit, GateRow<Real> &row)
+{
+    const bool bad = !(logit < infinity<Real>());
+    row.unusable += bad;
+    row.noisy[place(gate, expert)] = bad ? -infinity<Real>() : logit;
+}
+
+/* The best logit of this thread behind LAST in the order of choices. */
+template <typename Real, typename Team>
+__device__ __forceinline__ Best<Real> best_behind(const GateFacts &gate, const Team &team, const Real *noisy,
+                                                  Best<Real> last)
+{
+    Best<Real> best = {-infinity<Real>(), kNobody};
+    for_own_experts(gate, team, [&](int32_t expert) {
+        const Real value = noisy[place(gate, expert)];
+        const bool behind = value < last.value || (value == last.value && expert > last.expert);
+        if (behind && value > best.value) best = {value, expert};
+    });
+    return best;
+}
+
+/* The best logits by repeated maximum; only the winner's thread looks again. */
+template <typename Real, typename Team>
+__device__ __forceinline__ void select_best(const GateFacts &gate, const Team &team, GateRow<Real> &row)
+{
+    Best<Real> mine = best_behind<Real>(gate, team, row.noisy, {infinity<Real>(), -1});
+    for (row.found = 0; row.found < gate.wanted; row.found++) {
+        const Best<Real> winner = team.best(mine);
+        if (winner.expert == kNobody) break;
+        if (team.rank == 0) {
+            row.value[row.found] = winner.value;
+            row.best[row.found] = winner.expert;
+        }
+        if (mine.expert == winner.expert) mine = best_behind(gate, team, row.noisy, winner);
+    }
+    team.sync(); // the lists are there, and so is the row
+}
+
+/* From a row of logits, [E] clean and with noise [E] raw behind it, to the noisy logits and the best of them. */
+template <typename Real, typename Team>
+__device__ __forceinline__ void decide_row(const GateFacts &gate, const cumoe_call_t &call, int64_t token,
+                                           const Real *logits, const Team &team, GateRow<Real> &row)
+{
+    row.unusable = 0;
+    row.found = 0;
+    for (int32_t quad = team.rank; quad < gate.quads; quad += Team::kThreads) {
+        float normal[4] = {};
+        if (gate.noise)
+            cumoe_noise_normals(cumoe_noise_words(call.seed, gate.noise_stream, call.offset,
+                                                  call.first_token + token, CUMOE_NOISE_FLAT,
+                                                  static_cast<uint32_t>(quad)),
+                                normal);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int32_t expert = 4 * quad + i;
+            if (expert >= gate.num_experts) continue;
+            Real logit = logits[expert];
+            if (gate.noise) logit = logit + normal[i] * noise_std(gate, logits[gate.num_experts + expert]);
+            put_noisy(gate, expert, logit, row);
+        }
+    }
+    row.unusable = team.sum(row.unusable);
+    if (gate.dense)
+        team.sync();
+    else
+        select_best(gate, team, row);
+}
+
+/* kth_excluding (eq. 9): a chosen expert must stay above the runner-up, the others above the last chosen one. */
+template <typename Real>
+__device__ __forceinline__ Real threshold_of_chosen(const GateFacts &gate, const GateRow<Real> &row)
+{
+    return row.found > gate.top_k ? row.value[gate.top_k] : -infinity<Real>();
+}
+
+template <typename Real>
+__device__ __forceinline__ Real threshold_of_others(const GateFacts &gate, const GateRow<Real> &row)
+{
+    return row.found >= gate.top_k ? row.value[gate.top_k - 1] : -infinity<Real>();
+}
+
+/* z of eq. 9, kept where Phi is neither 0 nor 1 and products with it stay finite. */
+template <typename Real>
+__device__ __forceinline__ Real load_argument(Real clean, Real threshold, Real std)
+{
+    const Real z = (clean - threshold) / std;
+    return z < -40 ? -40 : z > 40 ? 40 : z;
+}
+
+/* Shared memory of a block that decides rows; ROWS of a team, in shared memory for teams of a warp alone. */
+template <typename Real, int kTeamWarps>
+struct RowArrays {
+    TeamArrays<Real, kTeamWarps> team;
+    Real *row;           // [kTeams, rows, 4 quads]
+    Real *value, *share; // [kTeams, kListSize]
+    int32_t *best;       // [kTeams, kListSize]
+    __host__ __device__ RowArrays(SharedArena &arena, int32_t rows, int32_t quads)
+        : team(arena),
+          row(arena.take<Real>(kTeamWarps == 1 ? static_cast<size_t>(kGateWarps) * rows * 4 * quads : 0)),
+          value(arena.take<Real>(Team<Real, kTeamWarps>::kTeams * kListSize)),
+          share(arena.take<Real>(Team<Real, kTeamWarps>::kTeams * kListSize)),
+          best(arena.take<int32_t>(Team<Real, kTeamWarps>::kTeams * kListSize))
+    {
+    }
+
+    /* A team's part; GLOBAL [teams of the grid, rows, 4 quads] for teams of a block. */
+    __device__ __forceinline__ GateRow<Real> of(const Team<Real, kTeamWarps> &own, int32_t rows, int32_t quads,
+                                                Real *global) const
+    {
+        const int64_t size = static_cast<int64_t>(rows) * 4 * quads;
+        const int list = own.index * kListSize;
+        Real *const begin = kTeamWarps == 1 ? row + own.index * size : global + blockIdx.x * size;
+        return {begin, value + list, best + list, share + list, 0, 0};
+    }
+};
+
+} // namespace cumoe

@@ -1,0 +1,407 @@
+/* The gate in the simulator. Forward: against double loops, choices within rounding. Backward: the gradients in F64
+ * against central differences of those loops. Both, and hostile numbers: bit for bit against the CPU backend. */
+#include "tests/sim/buffer.h"
+#include "tests/sim/check.h"
+#include "tests/sim/gate_case.h"
+#include "tests/sim/simulator.h"
+
+#include <string>
+
+extern "C" {
+#include "host/cpu/cpu.h"
+}
+
+using namespace gate_case;
+
+namespace
+{
+
+const Case kCases[] = {
+    {"no token", 0, 0, 8, 4, 2},
+    {"no live token", 5, -3, 8, 4, 2},
+    {"one token", 1, 1, 8, 4, 2},
+    {"one expert", 9, 9, 5, 1, 1},
+    {"one of everything", 1, 1, 1, 1, 1, kNoisy, kF64},
+    {"K = E", 20, 25, 7, 6, 6, kNoisy, kF64},
+    {"sizes off every tile", 70, 67, 37, 19, 3, kNoisy, kBf16, true, true, true},
+    {"blocks of tokens", 200, 190, 9, 5, 2, kNoisy, kF32, false, true, true, false, 1},
+    {"blocks in double", 140, 131, 5, 7, 3, kNoisy, kF64, false, true, true, false, 1, true},
+    {"a list of several rounds", 2300, 2290, 1, 3, 1, kNoisy, kF32, false, true, true},
+    {"slices without a list", 2100, 2060, 2, 2, 2, kDense, kF64, false, false, false, false, 1 << 24, true},
+    {"many choices", 6, 6, 11, 130, 64, kNoisy, kF32, false, true},
+    {"a block for each token", 5, 5, 6, 1030, 5, kNoisy, kF32, false, true, true},
+    {"a block, in double", 3, 3, 4, 1027, 2, kNoisy, kF64},
+    {"more experts than shared sums", 3, 2, 3, 2050, 3, kNoisy, kF16, true, true, false},
+    {"inference", 40, 40, 12, 10, 4, kNoisy, kF16, true, false, true, false, 1, true},
+    {"hostile", 90, 88, 6, 9, 2, kNoisy, kF32, false, true, true, true},
+    {"hostile inference", 60, 60, 6, 9, 3, kNoisy, kBf16, true, false, false, true},
+    {"hostile block", 6, 6, 3, 1026, 2, kNoisy, kF32, false, true, false, true},
+    {"dense", 33, 30, 10, 21, 21, kDense, kF64, false, true, true},
+    {"dense float", 33, 30, 10, 21, 21, kDense, kBf16, true, true, true},
+    {"dense hostile", 40, 40, 6, 9, 9, kDense, kF32, false, false, true, true, 1, true},
+    {"dense block", 3, 3, 2, 1029, 1029, kDense},
+    {"external", 300, 280, 4, 11, 3, kOutside, kF32, false, true, true},
+    {"external many", 90, 90, 4, 3000, 2, kOutside, kF16, true},
+    {"external double", 30, 30, 4, 5, 5, kOutside, kF64, false, false, true, false, 1, false, false},
+    {"nothing wanted", 20, 20, 8, 6, 2, kNoisy, kF32, false, true, false, false, 1, false, false, false, false},
+    {"ADD in 16 bits", 30, 30, 8, 6, 2, kNoisy, kBf16, true, true, true, false, 1, true, true, true, false},
+};
+
+/* Host bytes, and their copy on the device; an array of no bytes is there, but for NULL ones. */
+struct Array {
+    std::vector<char> host;
+    Buffer<char> device;
+    bool null;
+    explicit Array(std::vector<char> bytes, bool is_null = false)
+        : host(std::move(bytes)), device(host), null(is_null)
+    {
+    }
+    explicit Array(size_t bytes, bool is_null = false) : Array(std::vector<char>(bytes, '\x3f'), is_null) {}
+    void *at(bool on_device)
+    {
+        return null ? nullptr : on_device ? static_cast<void *>(device.data()) : host.data();
+    }
+    template <typename T>
+    T *of(bool on_device)
+    {
+        return static_cast<T *>(at(on_device));
+    }
+    bool same() const
+    {
+        return device.read() == host;
+    }
+};
+
+template <typename T>
+std::vector<char> bytes_of(const std::vector<T> &values)
+{
+    const char *begin = reinterpret_cast<const char *>(values.data());
+    return std::vector<char>(begin, begin + values.size() * sizeof(T));
+}
+
+/* --- The call, on the device and on the CPU. */
+
+struct Run {
+    const Case &c;
+    const Numbers n;
+    cumoe::Device device = {0, 1, 80}; // so that a team gets several tokens
+    cumoe_context_t context = {};
+    Array x, w_gate, w_noise, mask, call_in, index, index_weight, dweight, loss_gradient;
+    Array call, expert, weight, importance, load;                                   // of the routing
+    Array count, importance_out, load_out, losses, statistics;                      // optional outputs
+    Array dx_gate, dw_gate, dw_noise, workspace, backward_workspace, cpu_workspace; // backward
+
+    static size_t scratch(const cumoe_context_t &context, const Case &c, bool backward)
+    {
+        return cumoe::gate_scratch(context, c.tokens, backward, nullptr, c.values).size;
+    }
+    static cumoe_context_t make_context(const Case &c, cumoe::Device *device)
+    {
+        cumoe_context_t context = {};
+        (void)cumoe_config_init(&context.config);
+        context.config.hidden_size = c.hidden;
+        context.config.intermediate_size = 1;
+        context.config.num_experts = c.experts;
+        context.config.top_k = c.top_k;
+        context.config.gate = c.gate;
+        context.config.dtype = c.dtype;
+        context.config.noise_stream = 3;
+        if (c.hostile) context.config.noise_epsilon = 0;
+        context.config.max_threads = 1;
+        context.device = device;
+        return context;
+    }
+
+    Run(const Case &which, uint64_t seed)
+        : c(which), n(make_numbers(which, seed)), context(make_context(which, &device)), x(n.x_bytes),
+          w_gate(n.w_gate_bytes, c.gate == kOutside), w_noise(n.w_noise_bytes, c.gate != kNoisy),
+          mask(bytes_of(n.mask), !c.mask),
+          call_in(bytes_of(std::vector<cumoe_call_t>{{kSeed, kOffset, kFirstToken, c.live}}), c.live == c.tokens),
+          index(bytes_of(n.index), c.gate != kOutside), index_weight(n.index_weight_bytes, c.gate != kOutside),
+          dweight(n.dweight_bytes), loss_gradient(n.loss_bytes, !c.given_loss), call(sizeof(cumoe_call_t)),
+          expert(slots() * 4), weight(slots() * real()), importance(experts() * 8), load(experts() * 8),
+          count(experts() * 4, !c.optional), importance_out(experts() * real(), !c.optional),
+          load_out(experts() * real(), !c.optional), losses(CUMOE_NUM_LOSSES * real(), !c.optional),
+          statistics(sizeof(cumoe_statistics_t), !c.optional),
+          dx_gate(static_cast<size_t>(n.T * n.H) * real(), !c.gradients),
+          dw_gate(experts() * static_cast<size_t>(n.H) * real(), !c.gradients),
+          dw_noise(experts() * static_cast<size_t>(n.H) * real(), !c.gradients || c.gate != kNoisy),
+          workspace(scratch(context, c, false)), backward_workspace(scratch(context, c, true)),
+          cpu_workspace(64 + std::max(cumoe__cpu_gate_workspace(&context, n.T),
+                                      cumoe__cpu_gate_backward_workspace(&context, n.T)))
+    {
+    }
+    size_t slots() const
+    {
+        return static_cast<size_t>(n.T * n.K);
+    }
+    size_t experts() const
+    {
+        return static_cast<size_t>(n.E);
+    }
+    size_t real() const
+    {
+        return size_of(n.real);
+    }
+
+    cumoe_weights_t weights(bool on_device)
+    {
+        cumoe_weights_t w = {};
+        w.gate_dtype = n.weight_dtype;
+        w.w_gate = w_gate.at(on_device);
+        w.w_noise = w_noise.at(on_device);
+        return w;
+    }
+    cumoe_routing_t routing(bool d)
+    {
+        return {call.of<cumoe_call_t>(d),  expert.of<int32_t>(d), weight.at(d), nullptr,
+                importance.of<int64_t>(d), load.of<int64_t>(d)};
+    }
+    void *aligned_cpu_workspace()
+    {
+        return reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(cpu_workspace.host.data()) + 63) / 64 * 64);
+    }
+
+    void forward(bool d)
+    {
+        const cumoe_weights_t w = weights(d);
+        cumoe_gate_args_t args = {};
+        args.num_tokens = n.T;
+        args.weights = &w;
+        args.x = x.at(d);
+        args.x_stride = n.stride;
+        args.token_mask = mask.of<uint8_t>(d);
+        args.training = c.training;
+        args.seed = kSeed;
+        args.offset = kOffset;
+        args.first_token = kFirstToken;
+        args.call = call_in.of<cumoe_call_t>(d);
+        args.index = index.at(d);
+        args.index_dtype = CUMOE_I64;
+        args.index_weight = index_weight.at(d);
+        args.index_weight_dtype = c.dtype;
+        args.routing = routing(d);
+        args.expert_count = count.of<int32_t>(d);
+        args.importance = importance_out.at(d);
+        args.load = load_out.at(d);
+        args.losses = losses.at(d);
+        args.statistics = statistics.of<cumoe_statistics_t>(d);
+        args.workspace = d ? workspace.at(true) : aligned_cpu_workspace();
+        if (d)
+            EXPECT(cumoe::gate_by_blocks(context, args, c.values, nullptr) == cudaSuccess, "%s", c.name);
+        else
+            (void)cumoe__cpu_gate(&context, &args, nullptr);
+    }
+
+    void backward(bool d)
+    {
+        const cumoe_weights_t w = weights(d);
+        cumoe_weights_t g = {};
+        g.gate_dtype = n.real;
+        g.w_gate = dw_gate.at(d);
+        g.w_noise = dw_noise.at(d);
+        cumoe_gate_backward_args_t args = {};
+        args.num_tokens = n.T;
+        args.weights = &w;
+        args.x = x.at(d);
+        args.x_stride = n.stride;
+        args.token_mask = mask.of<uint8_t>(d);
+        args.training = c.training;
+        args.routing = routing(d);
+        args.dweight = dweight.at(d);
+        args.loss_gradient = loss_gradient.at(d);
+        args.dx_gate = dx_gate.at(d);
+        args.gradients = &g;
+        args.gradient_mode = c.add ? CUMOE_GRADIENT_ADD : CUMOE_GRADIENT_WRITE;
+        args.workspace = d ? backward_workspace.at(true) : aligned_cpu_workspace();
+        if (d)
+            EXPECT(cumoe::gate_backward_by_blocks(context, args, c.values, nullptr) == cudaSuccess, "%s", c.name);
+        else
+            (void)cumoe__cpu_gate_backward(&context, &args, nullptr);
+    }
+};
+
+template <typename T>
+std::vector<T> values_of(const Array &array)
+{
+    const std::vector<char> bytes = array.device.read();
+    std::vector<T> values(bytes.size() / sizeof(T));
+    if (!bytes.empty()) memcpy(values.data(), bytes.data(), bytes.size());
+    return values;
+}
+
+bool near(double value, double expected, double limit)
+{
+    return std::fabs(value - expected) <= limit * (1 + std::fabs(expected));
+}
+
+/* F32 logits are chains of H terms; noise multiplies their error. */
+double limit_of(const Numbers &n)
+{
+    return n.real == kF64 ? 1e-11 : 3e-6 * std::sqrt(static_cast<double>(n.H));
+}
+
+void check_forward(const Run &run)
+{
+    const Case &c = run.c;
+    const Numbers &n = run.n;
+    const Expected expected = plain_loops(c, n);
+    const double limit = limit_of(n);
+    const std::vector<int32_t> expert = values_of<int32_t>(run.expert);
+    const std::vector<double> weight = decode(n.real, run.weight.device.read());
+    for (int64_t t = 0; t < n.T; t++) {
+        const bool counts = t < n.live && n.mask[static_cast<size_t>(t)];
+        for (int64_t j = 0; j < n.K; j++) {
+            const size_t slot = static_cast<size_t>(t * n.K + j);
+            EXPECT(near(weight[slot], counts ? expected.weight[slot] : 0, limit), "%s: weight %zu: %g, not %g",
+                   c.name, slot, weight[slot], expected.weight[slot]);
+            EXPECT(counts ? expert[slot] >= 0 && expert[slot] < n.E : expert[slot] == -1, "%s: expert %zu: %d",
+                   c.name, slot, expert[slot]);
+            if (!counts || expert[slot] < 0) continue;
+            const double *noisy = expected.noisy.data() + t * n.E;
+            const int wanted = expected.order[static_cast<size_t>(t)][static_cast<size_t>(j)];
+            EXPECT(near(noisy[expert[slot]], noisy[wanted], limit), "%s: choice %zu: %d, not %d", c.name, slot,
+                   expert[slot], wanted);
+        }
+    }
+    const std::vector<int64_t> importance = values_of<int64_t>(run.importance), load = values_of<int64_t>(run.load);
+    const double unit = 1 / static_cast<double>(int64_t{1} << CUMOE_FIXED_POINT_BITS(n.real));
+    for (size_t e = 0; e < importance.size(); e++) {
+        const double sums = 10 * limit * static_cast<double>(1 + n.T);
+        EXPECT(near(static_cast<double>(importance[e]) * unit, expected.importance[e], sums), "%s: importance %zu",
+               c.name, e);
+        EXPECT(near(static_cast<double>(load[e]) * unit, expected.load[e], sums), "%s: load %zu: %g, not %g",
+               c.name, e, static_cast<double>(load[e]) * unit, expected.load[e]);
+    }
+    if (!c.optional) return;
+    const std::vector<double> losses = decode(n.real, run.losses.device.read());
+    for (size_t i = 0; i < losses.size(); i++)
+        EXPECT(near(losses[i], i < 2 ? expected.loss[i] : 0, 100 * limit), "%s: loss %zu: %g, not %g", c.name, i,
+               losses[i], expected.loss[i]);
+}
+
+/* <gradients, direction> against central differences of the loss. F64. */
+void check_gradients(const Run &run, uint64_t seed)
+{
+    const Case &c = run.c;
+    std::mt19937_64 random(seed);
+    std::normal_distribution<double> normal;
+    const std::vector<double> dx = decode(kF64, run.dx_gate.device.read()),
+                              dw = decode(kF64, run.dw_gate.device.read()),
+                              dn = decode(kF64, run.dw_noise.device.read());
+    const std::vector<double> old = decode(kF64, run.dw_gate.host);
+    for (int which = 0; which < (c.gate == kNoisy ? 3 : 2); which++) {
+        Numbers moved[2] = {run.n, run.n};
+        const double step = 1e-6;
+        double slope = 0;
+        const auto move = [&](std::vector<double> Numbers::*array, size_t at, double gradient) {
+            const double direction = normal(random);
+            slope += direction * gradient;
+            (moved[0].*array)[at] -= step * direction;
+            (moved[1].*array)[at] += step * direction;
+        };
+        for (int64_t t = 0; which == 0 && t < run.n.live; t++)
+            for (int64_t h = 0; h < run.n.H; h++)
+                if (run.n.mask[static_cast<size_t>(t)])
+                    move(&Numbers::x, static_cast<size_t>(t * run.n.stride + h),
+                         dx[static_cast<size_t>(t * run.n.H + h)]);
+        for (size_t i = 0; which == 1 && i < dw.size(); i++)
+            move(&Numbers::w_gate, i, dw[i] - (c.add ? old[i] : 0));
+        for (size_t i = 0; which == 2 && i < dn.size(); i++)
+            move(&Numbers::w_noise, i, dn[i] - (c.add ? old[0] : 0));
+        double value[2];
+        for (int side = 0; side < 2; side++) {
+            const Expected at = plain_loops(c, moved[side]);
+            value[side] = 0;
+            for (size_t i = 0; i < at.weight.size(); i++) value[side] += at.weight[i] * run.n.dweight[i];
+            value[side] += at.loss[0] * run.n.loss_gradient[0];
+            if (c.gate == kNoisy && c.training && run.n.K < run.n.E)
+                value[side] += at.loss[1] * run.n.loss_gradient[1];
+        }
+        const double expected = (value[1] - value[0]) / (2 * step);
+        EXPECT(near(slope, expected, 1e-6), "%s: slope %d: %.10g, not %.10g", c.name, which, slope, expected);
+    }
+}
+
+/* What the CPU backend has computed in host memory: bit for bit, but for what hangs on CV^2, whose squares are
+ * summed in another order. That is lost in the rounding of F32. */
+void check_same(const Run &run, bool backward)
+{
+    const Case &c = run.c;
+    const auto same = [&](const Array &array, const char *name) {
+        if (array.null || array.same()) return;
+        const std::vector<char> device = array.device.read();
+        size_t at = 0;
+        while (device[at] == array.host[at]) at++;
+        EXPECT(false, "%s: %s differs from the CPU's at byte %zu of %zu", c.name, name, at, device.size());
+    };
+    const auto nearly_same = [&](const Array &array, const char *name) {
+        const bool sliced = cumoe::gate_slices(run.context.config, c.tokens) > 1 && &array != &run.dx_gate;
+        if (run.n.real != kF64 && !sliced) return same(array, name);
+        const std::vector<double> a = decode(run.n.real, array.device.read()), b = decode(run.n.real, array.host);
+        for (size_t i = 0; i < a.size() && !array.null; i++)
+            EXPECT(near(a[i], b[i], run.n.real == kF64 ? 1e-13 : 2e-5), "%s: %s %zu: %.17g, not %.17g", c.name,
+                   name, i, a[i], b[i]);
+    };
+    same(run.call, "call");
+    same(run.expert, "expert");
+    same(run.weight, "weight");
+    same(run.importance, "fixed importance");
+    same(run.load, "fixed load");
+    same(run.count, "expert_count");
+    same(run.importance_out, "importance");
+    same(run.load_out, "load");
+    if (!run.statistics.null) {
+        const cumoe_statistics_t a = values_of<cumoe_statistics_t>(run.statistics)[0];
+        cumoe_statistics_t b;
+        memcpy(&b, run.statistics.host.data(), sizeof b);
+        EXPECT(memcmp(&a, &b, offsetof(cumoe_statistics_t, cv_importance)) == 0, "%s: counters", c.name);
+        EXPECT(near(a.cv_importance, b.cv_importance, 1e-13) && near(a.cv_load, b.cv_load, 1e-13) &&
+                   near(a.max_over_mean_load, b.max_over_mean_load, 1e-13) &&
+                   a.max_over_mean_count == b.max_over_mean_count && a.reserved[3] == 0,
+               "%s: statistics", c.name);
+    }
+    if (!run.losses.null) {
+        const std::vector<double> a = decode(run.n.real, run.losses.device.read()),
+                                  b = decode(run.n.real, run.losses.host);
+        for (size_t i = 0; i < a.size(); i++)
+            EXPECT(near(a[i], b[i], run.n.real == kF64 ? 1e-13 : 1e-7), "%s: loss %zu", c.name, i);
+    }
+    if (!backward) return;
+    nearly_same(run.dx_gate, "dx_gate");
+    nearly_same(run.dw_gate, "dw_gate");
+    nearly_same(run.dw_noise, "dw_noise");
+}
+
+void run_case(const Case &c, uint64_t seed)
+{
+    sim_set_seed(seed);
+    Run run(c, seed);
+    run.forward(true);
+    if (!c.hostile && c.gate != kOutside) check_forward(run);
+    run.forward(false);
+    if (c.gate != kOutside) {
+        run.backward(true);
+        if (c.dtype == kF64 && c.gradients && run.n.live > 0) check_gradients(run, seed);
+        run.backward(false);
+    }
+    check_same(run, c.gate != kOutside);
+}
+
+} // namespace
+
+int main(int argc, char **argv)
+{
+    const std::string only = argc > 1 ? argv[1] : "";
+    for (uint64_t seed = 1; seed <= 3; seed++)
+        for (const Case &c : kCases) {
+            if (!only.empty() && only != c.name) continue;
+            if (seed > 1 && (c.experts > 1000 || c.tokens > 1000)) continue; // they take long
+            const int before = check::failures;
+            run_case(c, seed);
+            if (check::failures > before)
+                printf("%s failed with seed %llu\n", c.name, static_cast<unsigned long long>(seed));
+        }
+    EXPECT(sim_num_objects() == 0, "%lld left", static_cast<long long>(sim_num_objects()));
+    return check::result();
+}
