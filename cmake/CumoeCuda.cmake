@@ -5,12 +5,13 @@ set(CUMOE_CUDA auto CACHE STRING "CUDA backend: auto (where a toolkit is found),
 (a toolkit is fetched from PyPI into the build folder) or off")
 set_property(CACHE CUMOE_CUDA PROPERTY STRINGS auto system wheels off)
 set(CUMOE_CUDA_TOOLKIT 13.0) # the oldest: knows sm_120, and the tested one
+set(CUMOE_CUDA_ARCHITECTURES "80-real;90-real;100-real;120-real;90-virtual" CACHE STRING
+  "What kernels are compiled for, as in CMAKE_CUDA_ARCHITECTURES; each takes its time")
+set(CUMOE_CUDA_LAUNCHER "${PROJECT_SOURCE_DIR}/cuda/ptxas.sh" ${CMAKE_CUDA_COMPILER_LAUNCHER})
 
 set(CUMOE_WITH_CUDA FALSE)
 set(CUMOE_CUDART "")
 set(CUMOE_CUDART_LIBS "")
-include(GNUInstallDirs)
-
 # Presets share one fetched toolkit.
 cmake_path(GET PROJECT_BINARY_DIR PARENT_PATH toolkit)
 if(NOT toolkit STREQUAL "${PROJECT_SOURCE_DIR}/build")
@@ -77,13 +78,12 @@ else()
   elseif(CUMOE_SANITIZE OR CUMOE_COVERAGE)
     # What can be looked at with these is the code of the host, and the simulator runs all of it.
     set(CUMOE_CUDA_STATE "in the simulator alone, as CUMOE_SANITIZE or CUMOE_COVERAGE is set")
-  elseif(NOT CUMOE_CUDA_COMPLETE)
-    set(CUMOE_CUDA_STATE "not in this version; kernels are simulated")
   else()
     set(CUMOE_WITH_CUDA TRUE)
     set(CUMOE_CUDART "${CUMOE_CUDART_LIBRARY}")
     set(CUMOE_CUDART_FOLDER "${CMAKE_INSTALL_LIBDIR}/cumoe") # where it is installed
     set(CUMOE_CUDART_LIBS -lrt -lpthread -ldl)
-    set(CUMOE_CUDA_STATE "toolkit ${version} (${CMAKE_CUDA_COMPILER})")
+    string(REPLACE ";" " " architectures "${CUMOE_CUDA_ARCHITECTURES}")
+    set(CUMOE_CUDA_STATE "toolkit ${version} (${CMAKE_CUDA_COMPILER}) for ${architectures}")
   endif()
 endif()

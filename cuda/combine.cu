@@ -44,7 +44,7 @@ struct WholeVectors {
 
     static __device__ __forceinline__ Piece read(const void *data, cumoe_dtype_t, int64_t at)
     {
-        return *reinterpret_cast<const Piece *>(static_cast<const Value *>(data) + at);
+        return load_vector<Piece>(static_cast<const Value *>(data) + at);
     }
     static __device__ __forceinline__ void widen_to(const Piece &piece, Real (&real)[kColumns])
     {
@@ -66,15 +66,15 @@ struct WholeVectors {
     {
         Vector16 vector;
         for (int c = 0; c < kColumns; c++) vector.value[c] = narrow<Value>(real[c]);
-        *reinterpret_cast<Vector16 *>(static_cast<Value *>(data) + at) = vector;
+        store_vector(static_cast<Value *>(data) + at, vector);
     }
     static __device__ __forceinline__ void read_start(const void *data, int64_t at, Real (&real)[kColumns])
     {
         constexpr int kReals = 16 / sizeof(Real);
         using Reals = Vector<Real, kReals>;
-        const Reals *from = reinterpret_cast<const Reals *>(static_cast<const Real *>(data) + at);
+        const Real *from = static_cast<const Real *>(data) + at;
         for (int i = 0; i < kColumns / kReals; i++) {
-            const Reals reals = from[i];
+            const Reals reals = load_vector<Reals>(from + i * kReals);
             for (int c = 0; c < kReals; c++) real[i * kReals + c] = reals.value[c];
         }
     }
@@ -124,21 +124,23 @@ __global__ void __launch_bounds__(kThreads, 3) token_sums_kernel(TokenSums sums,
     if (sums.start) Columns::read_start(sums.start, t * sums.hidden_size + column, sum);
 
     for (int32_t first = 0; first < sums.top_k; first += kInFlight) {
-        // Ask for some rows.
+        // Ask for some rows, and for their weights beside where they are.
+        int32_t row[kInFlight];
+        Real factor[kInFlight];
         typename Columns::Piece piece[kInFlight] = {};
-        bool present[kInFlight];
         for (int j = 0; j < kInFlight; j++) {
-            const int32_t row = first + j < sums.top_k ? row_of[first + j] : -1;
-            present[j] = row >= 0;
-            if (present[j]) piece[j] = Columns::read(sums.rows, sums.dtype, row * sums.hidden_size + column);
+            const bool chosen = first + j < sums.top_k;
+            row[j] = chosen ? row_of[first + j] : -1;
+            factor[j] = chosen && weight ? weight[first + j] : Real(1);
         }
+        for (int j = 0; j < kInFlight; j++)
+            if (row[j] >= 0) piece[j] = Columns::read(sums.rows, sums.dtype, row[j] * sums.hidden_size + column);
         // Add them in the order of the choices.
         for (int j = 0; j < kInFlight; j++) {
-            if (!present[j]) continue;
-            const Real factor = weight ? weight[first + j] : Real(1);
+            if (row[j] < 0) continue;
             Real value[kColumns];
             Columns::widen_to(piece[j], value);
-            for (int c = 0; c < kColumns; c++) sum[c] += factor * value[c];
+            for (int c = 0; c < kColumns; c++) sum[c] += factor[j] * value[c];
         }
     }
     Columns::write(sums.to, sums.dtype, t * sums.to_stride + column, sum);

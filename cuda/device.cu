@@ -49,14 +49,15 @@ cumoe_status_t find_device(int ordinal, cudaDeviceProp *properties)
     return CUMOE_SUCCESS;
 }
 
-/* Makes the device's context now: a device that is there may still be taken by others, or full. */
+/* Makes the device's context now: a device that is there may still be taken by others, or full. cudaSetDevice()
+ * does that, also for the thread's device of today, which DeviceCall has no reason to set. */
 cumoe_status_t start_device(int ordinal)
 {
     const DeviceCall call(ordinal);
-    if (call.error() == cudaErrorMemoryAllocation) return call.status("cumoe_handle_create", call.error());
-    CUMOE_REQUIRE(call.error() == cudaSuccess, UNSUPPORTED_DEVICE,
-                  "cumoe_handle_create: CUDA device %d cannot be used: %s (%s)", ordinal,
-                  cudaGetErrorString(call.error()), cudaGetErrorName(call.error()));
+    const cudaError_t error = call.error() != cudaSuccess ? call.error() : cudaSetDevice(ordinal);
+    CUMOE_REQUIRE(error == cudaSuccess, UNSUPPORTED_DEVICE,
+                  "cumoe_handle_create: CUDA device %d cannot be used: %s (%s)", ordinal, cudaGetErrorString(error),
+                  cudaGetErrorName(error));
     return CUMOE_SUCCESS;
 }
 
@@ -71,6 +72,9 @@ DeviceCall::DeviceCall(int ordinal) : pending_(cudaPeekAtLastError()), ordinal_(
         error_ = cudaSetDevice(ordinal_);
 }
 
+/* cudaSetDevice() makes a context on the caller's device where there was none: a thread that has never chosen a
+ * device and uses a handle of another than 0 gets one on 0. To avoid it, contexts would have to be pushed and
+ * popped by the driver's functions; such a thread calls cudaSetDevice() once before. */
 DeviceCall::~DeviceCall()
 {
     if (previous_ != ordinal_) (void)cudaSetDevice(previous_);

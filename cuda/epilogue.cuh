@@ -8,21 +8,22 @@
 namespace cumoe
 {
 
-/* The runs of a tile, by thread: run NUMBER is columns .. of a row. */
+/* The runs of a tile: a thread has those at one column, in row() and every kRowsApart further on. */
 template <typename Mainloop>
 struct TileRuns {
     static constexpr int kPartColumns = Mainloop::kColumns / Mainloop::kParts;
-    static constexpr int kOfRow = kPartColumns / kRun;
+    static constexpr int kOfRow = kPartColumns / kRun, kRowsApart = Mainloop::kThreads / kOfRow;
     static_assert(kPartColumns % kRun == 0 && Mainloop::kStride * sizeof(typename Mainloop::Real) % 16 == 0,
                   "runs are read as vectors");
+    static_assert(Mainloop::kThreads % kOfRow == 0, "threads stand in whole rows");
 
-    static __device__ __forceinline__ int row(int number)
+    static __device__ __forceinline__ int row()
     {
-        return number / kOfRow;
+        return static_cast<int>(threadIdx.x) / kOfRow;
     }
-    static __device__ __forceinline__ int column(int number)
+    static __device__ __forceinline__ int column()
     {
-        return number % kOfRow * kRun;
+        return static_cast<int>(threadIdx.x) % kOfRow * kRun;
     }
     /* Columns of a run that the tile has; none: 0 or less. */
     static __device__ __forceinline__ int count(const Tile &tile, int column)
@@ -41,15 +42,21 @@ __device__ __forceinline__ Run<typename Mainloop::Real> read_sums(const typename
                                                 part * TileRuns<Mainloop>::kPartColumns + column);
 }
 
-/* Add the COUNT elements of a bias [groups, 1, n] from COLUMN on. */
+/* The COUNT elements of a bias [groups, 1, n] from COLUMN on; without one they are never added. */
 template <typename Real>
-__device__ __forceinline__ void add_bias(Run<Real> &run, const cumoe_matrix_t &bias, int32_t group, int64_t column,
-                                         int count)
+__device__ __forceinline__ Run<Real> load_bias(const cumoe_matrix_t &bias, int32_t group, int64_t column, int count)
 {
-    if (!bias.data) return;
-    Run<Real> value;
-    load_run(value, bias.data, bias.dtype, group * bias.expert_stride + column * bias.col_stride, bias.col_stride,
-             count);
+    Run<Real> value = {};
+    if (bias.data)
+        load_run(value, bias.data, bias.dtype, group * bias.expert_stride + column * bias.col_stride,
+                 bias.col_stride, count);
+    return value;
+}
+
+template <typename Real>
+__device__ __forceinline__ void add_bias(Run<Real> &run, const cumoe_matrix_t &bias, const Run<Real> &value)
+{
+    if (!bias.data) return; // -0 + 0 would not be -0
 #pragma unroll
     for (int i = 0; i < kRun; i++) run.at[i] += value.at[i];
 }
@@ -64,14 +71,16 @@ struct StoreRows {
     template <typename Mainloop>
     __device__ __forceinline__ void run(const Tile &tile, const typename Mainloop::Real *sums) const
     {
+        using Real = typename Mainloop::Real;
         using Runs = TileRuns<Mainloop>;
-        for (int i = threadIdx.x; i < tile.rows * Runs::kOfRow; i += Mainloop::kThreads) {
-            const int row = Runs::row(i), column = Runs::column(i), count = Runs::count(tile, column);
-            if (count <= 0) continue;
+        const int column = Runs::column(), count = Runs::count(tile, column);
+        if (count <= 0) return;
+        const Run<Real> bias_run = load_bias<Real>(bias, tile.group, tile.column + column, count);
+        for (int row = Runs::row(); row < tile.rows; row += Runs::kRowsApart) {
 #pragma unroll
             for (int part = 0; part < Mainloop::kParts; part++) {
-                Run<typename Mainloop::Real> value = read_sums<Mainloop>(sums, row, part, column);
-                add_bias(value, bias, tile.group, tile.column + column, count);
+                Run<Real> value = read_sums<Mainloop>(sums, row, part, column);
+                add_bias(value, bias, bias_run);
                 store_run(value, c, dtype,
                           (tile.row + row) * row_stride + part * part_stride + tile.column + column, 1, count);
             }

@@ -52,17 +52,21 @@ struct StoreActivated {
     {
         using Real = typename Mainloop::Real;
         using Runs = TileRuns<Mainloop>;
-        for (int i = threadIdx.x; i < tile.rows * Runs::kOfRow; i += Mainloop::kThreads) {
-            const int row = Runs::row(i), column = Runs::column(i), count = Runs::count(tile, column);
-            if (count <= 0) continue;
-            const int64_t line = tile.row + row, first = tile.column + column;
+        const int column = Runs::column(), count = Runs::count(tile, column);
+        if (count <= 0) return;
+        const int64_t first = tile.column + column;
+        const Run<Real> bias_up = load_bias<Real>(bias[0], tile.group, first, count),
+                        bias_glu = Mainloop::kParts == 2 ? load_bias<Real>(bias[1], tile.group, first, count)
+                                                         : Run<Real>{};
+        for (int row = Runs::row(); row < tile.rows; row += Runs::kRowsApart) {
+            const int64_t line = tile.row + row;
             Run<Real> up = read_sums<Mainloop>(sums, row, 0, column), glu = {};
-            add_bias(up, bias[0], tile.group, first, count);
+            add_bias(up, bias[0], bias_up);
             round_run(up, shape.dtype);
             if (hidden != z) store_run(up, z, shape.dtype, line * shape.z_width + first, 1, count);
             if constexpr (Mainloop::kParts == 2) {
                 glu = read_sums<Mainloop>(sums, row, 1, column);
-                add_bias(glu, bias[1], tile.group, first, count);
+                add_bias(glu, bias[1], bias_glu);
                 round_run(glu, shape.dtype);
                 store_run(glu, z, shape.dtype, line * shape.z_width + shape.I + first, 1, count);
             }
@@ -98,38 +102,84 @@ struct StoreActivatedBackward {
     {
         using Real = typename Mainloop::Real;
         using Runs = TileRuns<Mainloop>;
-        constexpr int kWarp = 32;
-        static_assert(Mainloop::kParts == 1 && kWarp % Runs::kOfRow == 0 &&
-                          Mainloop::kRows * Runs::kOfRow % Mainloop::kThreads == 0,
+        constexpr int kWarp = 32, kRowsOfWarp = kWarp / Runs::kOfRow;
+        static_assert(Mainloop::kParts == 1 && kWarp % Runs::kOfRow == 0,
                       "the runs of a row are in one warp, all of whose lanes come to the sum over them");
-        const int scale = exponent ? exponent[tile.group] : 0;
-        for (int i = threadIdx.x; i < Mainloop::kRows * Runs::kOfRow; i += Mainloop::kThreads) {
-            const int row = Runs::row(i), column = Runs::column(i), count = Runs::count(tile, column);
-            const int64_t line = tile.row + row;
-            Real product = 0;
-            if (row < tile.rows && count > 0)
-                product = store_backward<Real>(read_sums<Mainloop>(sums, row, 0, column), line,
-                                               tile.column + column, count, scale);
+        static_assert(Mainloop::kRows % Runs::kRowsApart == 0 &&
+                          Mainloop::kRows / Runs::kRowsApart * kRowsOfWarp <= kWarp,
+                      "a lane for each row of a warp");
+        const int scale = exponent ? exponent[tile.group] : 0, lane = static_cast<int>(threadIdx.x) % kWarp;
+        const int column = Runs::column(), count = Runs::count(tile, column);
+        const int64_t first = tile.column + column;
 
-            // <d, hidden> of the row: halves of the runs added, down to one. An order that is fixed.
-            for (int span = Runs::kOfRow / 2; span > 0; span /= 2) product += shuffle_xor(kFullMask, product, span);
-            if (row < tile.rows && column == 0)
-                static_cast<Real *>(partial)[line * panels + tile.column / Runs::kPartColumns] = product;
+        // The weights of all rows of the warp, a row a lane.
+        const int my_row = static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp + lane % kRowsOfWarp +
+                           lane / kRowsOfWarp * Runs::kRowsApart;
+        const Real my_g =
+            my_row < tile.rows ? static_cast<const Real *>(weight)[row_slot[tile.row + my_row]] : Real(0);
+
+#pragma unroll 1
+        for (int top = 0; top < tile.rows; top += kTogether * Runs::kRowsApart) {
+            // Ask for z of some rows.
+            ZRun<Real> z_run[kTogether];
+#pragma unroll
+            for (int i = 0; i < kTogether; i++)
+                fetch_z(z_run[i], tile, top + i * Runs::kRowsApart + Runs::row(), first, count);
+
+            // Then a row after the other: the code for one is long.
+            const int bottom = top + kTogether * Runs::kRowsApart;
+#pragma unroll 1
+            for (int begin = top; begin < tile.rows && begin < bottom; begin += Runs::kRowsApart) {
+                const int row = begin + Runs::row();
+                const int64_t line = tile.row + row;
+                const Real g =
+                    shuffle(kFullMask, my_g, begin / Runs::kRowsApart * kRowsOfWarp + lane / Runs::kOfRow);
+                Real product = 0;
+                if (row < tile.rows && count > 0)
+                    product = store_backward(read_sums<Mainloop>(sums, row, 0, column), z_run[0], g, line, first,
+                                             count, scale);
+#pragma unroll
+                for (int i = 0; i + 1 < kTogether; i++) z_run[i] = z_run[i + 1];
+
+                // <d, hidden> of the row: halves of the runs added, down to one. An order that is fixed.
+                for (int span = Runs::kOfRow / 2; span > 0; span /= 2)
+                    product += shuffle_xor(kFullMask, product, span);
+                if (row < tile.rows && column == 0)
+                    static_cast<Real *>(partial)[line * panels + tile.column / Runs::kPartColumns] = product;
+            }
         }
     }
 
   private:
-    /* A run of a row; returns its part of <d, hidden>. */
+    static constexpr int kTogether = 4; // rows, of which z is on its way
+
     template <typename Real>
-    __device__ __forceinline__ Real store_backward(Run<Real> d, int64_t line, int64_t first, int count,
-                                                   int scale) const
+    struct ZRun {
+        RunBits<Real> up, gate;
+    };
+
+    /* z of a row, where the tile has it. */
+    template <typename Real>
+    __device__ __forceinline__ void fetch_z(ZRun<Real> &run, const Tile &tile, int row, int64_t first,
+                                            int count) const
     {
-        const Real g = static_cast<const Real *>(weight)[row_slot[line]], scaled_g = scale ? ldexp(g, -scale) : g;
+        if (row >= tile.rows || count <= 0) return;
+        const int64_t at = (tile.row + row) * shape.z_width + first;
+        fetch_run(run.up, z, shape.dtype, at, 1, count);
+        if (shape.z_width != shape.I) fetch_run(run.gate, z, shape.dtype, at + shape.I, 1, count);
+    }
+
+    /* A run of a row with weight G; returns its part of <d, hidden>. */
+    template <typename Real>
+    __device__ __forceinline__ Real store_backward(Run<Real> d, ZRun<Real> &z_run, Real g, int64_t line,
+                                                   int64_t first, int count, int scale) const
+    {
+        const Real scaled_g = scale ? ldexp(g, -scale) : g;
         const bool glu = shape.z_width != shape.I;
         const int64_t at = line * shape.z_width + first;
-        Run<Real> up, gate = {}, hidden, by_up, by_gate;
-        load_run(up, z, shape.dtype, at, 1, count);
-        if (glu) load_run(gate, z, shape.dtype, at + shape.I, 1, count);
+        const Run<Real> up = widen_run(z_run.up, shape.dtype);
+        Run<Real> gate = {}, hidden, by_up, by_gate;
+        if (glu) gate = widen_run(z_run.gate, shape.dtype);
         Real product[kRun];
 #pragma unroll
         for (int j = 0; j < kRun; j++) {

@@ -15,6 +15,13 @@ cudaError_t product(const cumoe_context_t &context, int32_t, const RowsProduct &
 }
 
 template <typename Real>
+cudaError_t down_backward(const cumoe_context_t &context, int32_t, const RowsProduct &product,
+                          const StoreActivatedBackward &epilogue, cudaStream_t stream)
+{
+    return launch_rows_product<ExactRows<Real, 1, 2>>(context, product, epilogue, stream);
+}
+
+template <typename Real>
 cudaError_t up(const cumoe_context_t &context, int32_t row_tile, const RowsProduct &up,
                const StoreActivated &epilogue, cudaStream_t stream)
 {
@@ -31,8 +38,7 @@ cudaError_t rows(const cumoe_context_t &context, int32_t, const RowsProduct &pro
 template <typename Real>
 constexpr ExpertProducts products()
 {
-    return {up<Real>, rows, product<Real, 1, StoreActivatedBackward>, exact_depth_product,
-            ExactRows<Real, 1>::kColumns};
+    return {up<Real>, rows, down_backward<Real>, exact_depth_product, ExactRows<Real, 1>::kColumns};
 }
 
 } // namespace

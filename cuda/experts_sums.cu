@@ -105,35 +105,54 @@ struct WeightGradient {
     void *dweight;       // [T, K]
 };
 
-constexpr int kLanes = 16; // of a slot: the interleaved sums of <dy, b_down>
+constexpr int kLanes = 16; // of a slot with a bias: the interleaved sums of <dy, b_down>
 
+/* Every lane its columns, all of them the sum of all lanes. All lanes of the warp come here; ROW < 0 = none. */
 template <typename Real>
+__device__ __forceinline__ Real share_of_bias(const WeightGradient &w, int64_t row, int lane)
+{
+    Real sum = 0, share = 0;
+    if (row >= 0) {
+        const int64_t from = w.rows.row_token[row] * w.dy_stride;
+        const int64_t expert = expert_of_row(w.rows.offset, w.num_experts, row);
+        for (int64_t h = lane; h < w.H; h += kLanes)
+            sum += load<Real>(w.dy, w.dtype, from + h) *
+                   load<Real>(w.bias.data, w.bias.dtype, expert * w.bias.expert_stride + h * w.bias.col_stride);
+    }
+    const int warp_lane = threadIdx.x % kWarp;
+    for (int i = 0; i < kLanes; i++) share += shuffle(kFullMask, sum, warp_lane - lane + i);
+    return share;
+}
+
+/* Slots walked over by blocks: kLanesOfSlot threads each, 1 without a bias. */
+template <typename Real, int kLanesOfSlot>
 __global__ void __launch_bounds__(kThreads) dweight_kernel(WeightGradient w)
 {
-    const int64_t slot = static_cast<int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
-    const int lane = threadIdx.x % kLanes, warp_lane = threadIdx.x % kWarp;
-    const int64_t row = slot < w.num_slots ? w.rows.slot_row[slot] : -1;
-
-    // The bias' share: every lane its columns, the first lane their sums.
-    Real share = 0;
-    if (w.bias.data) {
+    static_assert(kLanesOfSlot == 1 || kLanesOfSlot == kLanes, "as share_of_bias has it");
+    constexpr int kSlots = kThreads / kLanesOfSlot; // of a block
+    const int lane = threadIdx.x % kLanesOfSlot;
+    for (int64_t first = static_cast<int64_t>(blockIdx.x) * kSlots; first < w.num_slots;
+         first += static_cast<int64_t>(gridDim.x) * kSlots) {
+        const int64_t slot = first + threadIdx.x / kLanesOfSlot;
+        const int64_t row = slot < w.num_slots ? w.rows.slot_row[slot] : -1;
+        const Real share = kLanesOfSlot > 1 ? share_of_bias<Real>(w, row, lane) : Real(0);
+        if (lane != 0 || slot >= w.num_slots) continue;
         Real sum = 0;
-        if (row >= 0) {
-            const int64_t from = w.rows.row_token[row] * w.dy_stride;
-            const int64_t expert = expert_of_row(w.rows.offset, w.num_experts, row);
-            for (int64_t h = lane; h < w.H; h += kLanes)
-                sum += load<Real>(w.dy, w.dtype, from + h) *
-                       load<Real>(w.bias.data, w.bias.dtype, expert * w.bias.expert_stride + h * w.bias.col_stride);
-        }
-        for (int i = 0; i < kLanes; i++) share += shuffle(kFullMask, sum, warp_lane - lane + i);
+        for (int64_t p = 0; row >= 0 && p < w.panels; p++)
+            sum += static_cast<const Real *>(w.partial)[row * w.panels + p];
+        if (kLanesOfSlot > 1 && row >= 0) sum += share;
+        static_cast<Real *>(w.dweight)[slot] = sum;
     }
+}
 
-    if (lane != 0 || slot >= w.num_slots) return;
-    Real sum = 0;
-    for (int64_t p = 0; row >= 0 && p < w.panels; p++)
-        sum += static_cast<const Real *>(w.partial)[row * w.panels + p];
-    if (row >= 0 && w.bias.data) sum += share;
-    static_cast<Real *>(w.dweight)[slot] = sum;
+template <int kLanesOfSlot>
+cudaError_t launch_dweight(const cumoe_context_t &context, const WeightGradient &w, cudaStream_t stream)
+{
+    const int64_t blocks = (w.num_slots * kLanesOfSlot + kThreads - 1) / kThreads;
+    return launch({resident_blocks(context, blocks, kBlocksPerSm), dim3(kThreads), stream},
+                  context.config.dtype == CUMOE_F64 ? dweight_kernel<double, kLanesOfSlot>
+                                                    : dweight_kernel<float, kLanesOfSlot>,
+                  w);
 }
 
 template <typename Unit>
@@ -144,9 +163,9 @@ __global__ void __launch_bounds__(kThreads) copy_rows_kernel(RowCopy copy)
         const int64_t line = copy.index ? copy.index[row] : row;
         const Unit *from = static_cast<const Unit *>(copy.from) + line * copy.from_stride;
         for (int64_t i = threadIdx.x; i < copy.width; i += kThreads) {
-            const Unit value = from[i];
-            static_cast<Unit *>(copy.to[0])[row * copy.width + i] = value;
-            if (copy.to[1]) static_cast<Unit *>(copy.to[1])[row * copy.width + i] = value;
+            const Unit value = load_vector<Unit>(from + i);
+            store_vector(static_cast<Unit *>(copy.to[0]) + row * copy.width + i, value);
+            if (copy.to[1]) store_vector(static_cast<Unit *>(copy.to[1]) + row * copy.width + i, value);
         }
     }
 }
@@ -190,14 +209,12 @@ cudaError_t write_dweight(const cumoe_context_t &context, const cumoe_down_backw
                           const void *partial, int64_t panels, cudaStream_t stream)
 {
     const cumoe_config_t &c = context.config;
-    const int64_t slots = args.num_tokens * c.top_k, blocks = (slots * kLanes + kThreads - 1) / kThreads;
+    const int64_t slots = args.num_tokens * c.top_k;
     const WeightGradient w = {
         args.rows,   slots,   c.num_experts,  partial,       panels,
         args.dy,     c.dtype, args.dy_stride, c.hidden_size, cumoe__bias_down(args.weights, &c),
         args.dweight};
-    const bool wide = c.dtype == CUMOE_F64;
-    return launch({dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream},
-                  wide ? dweight_kernel<double> : dweight_kernel<float>, w);
+    return w.bias.data ? launch_dweight<kLanes>(context, w, stream) : launch_dweight<1>(context, w, stream);
 }
 
 cudaError_t copy_rows(const cumoe_context_t &context, const RowCopy &copy, cudaStream_t stream)

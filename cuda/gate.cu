@@ -23,7 +23,7 @@ GateScratch gate_scratch(const cumoe_context_t &context, int64_t num_tokens, boo
     if (c.gate != CUMOE_GATE_EXTERNAL) {
         const int64_t block = gate_block(c, num_tokens, values);
         const size_t tokens = static_cast<size_t>(block);
-        const size_t rows = c.num_experts <= kGateWarpExperts ? 0 : gate_grid(context, block).x;
+        const size_t rows = c.num_experts <= kGateWarpExperts ? 0 : gate_grid(context, block, backward).x;
         s.logits = take(tokens * E * (cumoe__is_noisy(c.gate) ? 2 : 1), real);
         s.rows = take(rows * (backward ? 2 : 1) * ((E + 3) / 4 * 4), real);
         if (backward) {
@@ -105,21 +105,20 @@ struct GateOutputs {
 };
 
 /* Rows and loads over the experts, and what the teams counted. */
-__device__ __forceinline__ void write_statistics(const GateSums &sums, const int64_t *fixed_load,
-                                                 int32_t num_experts, const Balance &importance,
-                                                 const Balance &load, const SumArrays &shared,
-                                                 cumoe_statistics_t *statistics)
+template <typename Real>
+__device__ __forceinline__ void
+write_statistics(const GateSums &sums, const int64_t *fixed_load, int32_t num_experts, const Balance &importance,
+                 const Balance &load, const SumArrays &shared, cumoe_statistics_t *statistics)
 {
-    uint64_t rows = 0, max_count = 0, total_load = 0, max_load = 0;
+    constexpr double unit = 1 / kFixedPoint<Real>;
+    uint64_t rows = 0, max_count = 0, max_load = 0;
     for (int32_t e = threadIdx.x; e < num_experts; e += kSumThreads) {
         const uint64_t count = sums.count[e], units = static_cast<uint64_t>(fixed_load[e]);
         rows += count;
-        total_load += units;
         max_count = count > max_count ? count : max_count;
         max_load = units > max_load ? units : max_load;
     }
     rows = block_sum(rows, shared.integer);
-    total_load = block_sum(total_load, shared.integer);
     max_count = block_max(max_count, shared.integer);
     max_load = block_max(max_load, shared.integer);
     if (threadIdx.x > 0) return;
@@ -132,8 +131,7 @@ __device__ __forceinline__ void write_statistics(const GateSums &sums, const int
     s.max_count = static_cast<int64_t>(max_count);
     s.cv_importance = sqrt(importance.cv2);
     s.cv_load = sqrt(load.cv2);
-    if (total_load > 0)
-        s.max_over_mean_load = static_cast<double>(max_load) * num_experts / static_cast<double>(total_load);
+    if (load.mean > 0) s.max_over_mean_load = static_cast<double>(max_load) * unit / load.mean;
     if (rows > 0) s.max_over_mean_count = static_cast<double>(max_count) * num_experts / static_cast<double>(rows);
     *statistics = s;
 }
@@ -171,14 +169,14 @@ __global__ void __launch_bounds__(kSumThreads, 1)
         static_cast<Real *>(out.losses)[threadIdx.x] = static_cast<Real>(loss);
     }
     if (out.statistics)
-        write_statistics(sums, out.fixed_load, num_experts, importance, load, shared, out.statistics);
+        write_statistics<Real>(sums, out.fixed_load, num_experts, importance, load, shared, out.statistics);
 }
 
 template <typename Real, int kTeamWarps>
 cudaError_t decide(const cumoe_context_t &context, const GateTokens &tokens, cudaStream_t stream)
 {
     using Threads = Team<Real, kTeamWarps>;
-    return launch({gate_grid(context, tokens.tokens), dim3(Threads::kBlockThreads), stream,
+    return launch({gate_grid(context, tokens.tokens, false), dim3(Threads::kBlockThreads), stream,
                    shared_bytes<DecideArrays<Real, kTeamWarps>>(tokens.gate.num_experts, tokens.gate.quads)},
                   gate_decide_kernel<Real, kTeamWarps>, tokens);
 }
@@ -228,7 +226,7 @@ cudaError_t route_external(const cumoe_context_t &context, const cumoe_gate_args
     in.expert = args.routing.expert;
     in.weight = args.routing.weight;
     in.sums = sums;
-    const dim3 grid = resident_blocks(context, (in.slots + kSlotThreads - 1) / kSlotThreads, kGateBlocksPerSm);
+    const dim3 grid = resident_blocks(context, (in.slots + kSlotThreads - 1) / kSlotThreads, kSlotBlocksPerSm);
     return launch({grid, dim3(kSlotThreads), stream, shared_bytes<SharedSums>(in.num_experts)},
                   gate_external_kernel<Real>, in);
 }

@@ -8,15 +8,21 @@
 namespace cumoe
 {
 
-/* Logits are made for a block of tokens at a time, so that scratch does not grow with T * E. No bit of the forward
- * pass and of dx_gate hangs on the size of a block. */
+/* Logits are made for a block of tokens at a time, so that scratch does not grow with T * E, but only with E. No
+ * bit of the forward pass and of dx_gate hangs on the size of a block. */
 constexpr int64_t kGateValues = int64_t{1} << 24; // of a block's logits, but for at least kGateMinTokens
 constexpr int64_t kGateMinTokens = 64, kGateMaxTokens = 65536;
 
 constexpr int kGateWarps = 4;              // of a block whose warps decide a row each
 constexpr int32_t kGateWarpExperts = 1024; // at most, where a warp decides a row; above, a block does
 constexpr int kGateTeamWarps = 8;          // of that block
-constexpr int kGateBlocksPerSm = 4;        // of those; twice as many of warps
+
+/* Blocks of an SM: the launch bounds of the kernels that decide rows, and their grid. More would spill. */
+constexpr int gate_blocks_per_sm(int team_warps, size_t real_size, bool backward)
+{
+    if (team_warps > 1) return real_size == 8 ? 2 : 3;
+    return real_size == 8 || backward ? 4 : 8;
+}
 
 /* The same as a question about the config, in the words of kernels. */
 struct GateFacts {
@@ -47,8 +53,8 @@ inline GateFacts gate_facts(const cumoe_config_t &config, bool training)
     return facts;
 }
 
-/* Tokens of a block of logits, of at most VALUES; it hangs on host facts alone, and so does the number of launches.
- */
+/* Tokens of a block of logits: of at most VALUES, but for kGateMinTokens, which a block has whatever E is. It hangs
+ * on host facts alone, and so does the number of launches. */
 inline int64_t gate_block(const cumoe_config_t &config, int64_t num_tokens, int64_t values)
 {
     const int64_t fitting = values / config.num_experts / (cumoe__is_noisy(config.gate) ? 2 : 1);
@@ -69,10 +75,13 @@ inline int32_t gate_slices(const cumoe_config_t &config, int64_t block)
 }
 
 /* The grid of a kernel that decides the rows of a block of tokens. */
-inline dim3 gate_grid(const cumoe_context_t &context, int64_t tokens)
+inline dim3 gate_grid(const cumoe_context_t &context, int64_t tokens, bool backward)
 {
-    if (context.config.num_experts > kGateWarpExperts) return resident_blocks(context, tokens, kGateBlocksPerSm);
-    return resident_blocks(context, (tokens + kGateWarps - 1) / kGateWarps, 2 * kGateBlocksPerSm);
+    const cumoe_config_t &c = context.config;
+    const bool warps = c.num_experts <= kGateWarpExperts; // decide a row each
+    return resident_blocks(
+        context, warps ? (tokens + kGateWarps - 1) / kGateWarps : tokens,
+        gate_blocks_per_sm(warps ? 1 : kGateTeamWarps, cumoe__dtype_size(cumoe__gate_dtype(&c)), backward));
 }
 
 struct GateScratch {

@@ -14,7 +14,7 @@ namespace
 {
 
 constexpr int kListWarps = 32, kListThreads = kListWarps * kWarp;
-constexpr int kAddThreads = 256;
+constexpr int kAddThreads = 256, kAddBlocksPerSm = 6;
 
 /* dCV^2 / dv_i = (2 n / S^2) ((v_i - mean) - mean CV^2), times the upstream gradient; 0 for a zero vector. */
 template <typename Real>
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kListThreads, 1)
     int64_t number = token_mask ? 0 : live;
     for (int64_t begin = 0; token_mask && begin < live; begin += kListThreads) {
         const int64_t i = begin + threadIdx.x;
-        const bool counts = i < live && token_mask[first + i];
+        const bool counts = i < live && token_counts(token_mask, first + i);
         const uint32_t lanes = ballot(kFullMask, counts);
         if (lane == 0) shared.warp_count[warp] = static_cast<uint32_t>(popcount(lanes));
         sync_threads();
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kListThreads, 1)
 
 /* Gradients [elements] from those of the slices, in their order; what is added to stays where no token counts. */
 template <typename Real>
-__global__ void __launch_bounds__(kAddThreads)
+__global__ void __launch_bounds__(kAddThreads, kAddBlocksPerSm)
     gate_add_slices_kernel(const Real *slice, const int32_t *offset, int32_t slices, int64_t elements, bool add,
                            void *gradient, cumoe_dtype_t dtype)
 {
@@ -171,7 +171,7 @@ cudaError_t weight_gradient(const cumoe_context_t &context, const cumoe_gate_bac
     }
     const cudaError_t error = exact_depth_product(context, product, stream);
     if (error != cudaSuccess || slices == 1) return error;
-    return launch({resident_blocks(context, (elements + kAddThreads - 1) / kAddThreads, 2 * kGateBlocksPerSm),
+    return launch({resident_blocks(context, (elements + kAddThreads - 1) / kAddThreads, kAddBlocksPerSm),
                    dim3(kAddThreads), stream},
                   gate_add_slices_kernel<Real>, static_cast<const Real *>(scratch.slice),
                   static_cast<const int32_t *>(scratch.offset), slices, elements, add, gradient,
@@ -221,7 +221,7 @@ template <typename Real, int kTeamWarps>
 cudaError_t differentiate(const cumoe_context_t &context, const GradientTokens &tokens, cudaStream_t stream)
 {
     using Threads = Team<Real, kTeamWarps>;
-    return launch({gate_grid(context, tokens.tokens), dim3(Threads::kBlockThreads), stream,
+    return launch({gate_grid(context, tokens.tokens, true), dim3(Threads::kBlockThreads), stream,
                    shared_bytes<RowArrays<Real, kTeamWarps>>(kRowsOfTeam, tokens.gate.quads)},
                   gate_gradient_kernel<Real, kTeamWarps>, tokens);
 }

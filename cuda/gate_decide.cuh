@@ -6,7 +6,7 @@
 namespace cumoe
 {
 
-constexpr int kSlotThreads = 256;
+constexpr int kSlotThreads = 256, kSlotBlocksPerSm = 6;
 constexpr int32_t kSharedSums = 2048; // experts at most whose sums a block collects before they go to memory
 
 /* Sums over tokens, [E] each: fixed point, rows, and counters [kGateCounters]. Integers, so the order is free. */
@@ -16,19 +16,15 @@ struct GateSums {
     uint64_t *counter;
 };
 
-__device__ __forceinline__ bool token_counts(const uint8_t *token_mask, int64_t token)
-{
-    return !token_mask || token_mask[token];
-}
-
-/* The sums of a block, kept in shared memory where experts are few; else those of the device themselves. */
+/* The rows and importance of a block, kept in shared memory where experts are few; else those of the device
+ * themselves. */
 struct SharedSums {
-    uint64_t *importance, *load; // [E]
-    uint32_t *count;             // [E]
+    uint64_t *importance; // [E]
+    uint32_t *count;      // [E]
     bool kept;
     __host__ __device__ SharedSums(SharedArena &arena, int32_t num_experts)
-        : importance(arena.take<uint64_t>(size(num_experts))), load(arena.take<uint64_t>(size(num_experts))),
-          count(arena.take<uint32_t>(size(num_experts))), kept(num_experts <= kSharedSums)
+        : importance(arena.take<uint64_t>(size(num_experts))), count(arena.take<uint32_t>(size(num_experts))),
+          kept(num_experts <= kSharedSums)
     {
     }
     static __host__ __device__ size_t size(int32_t num_experts)
@@ -36,22 +32,69 @@ struct SharedSums {
         return num_experts <= kSharedSums ? static_cast<size_t>(num_experts) : 0;
     }
 
-    /* Both are called by the whole block. */
+    /* Both are called by the whole block, end() behind a barrier. */
     __device__ __forceinline__ GateSums begin(const GateSums &device, int32_t num_experts) const
     {
         if (!kept) return device;
-        for (int32_t e = threadIdx.x; e < num_experts; e += blockDim.x) importance[e] = load[e] = count[e] = 0;
+        for (int32_t e = threadIdx.x; e < num_experts; e += blockDim.x) importance[e] = count[e] = 0;
         sync_threads();
-        return {importance, load, count, device.counter};
+        return {importance, device.load, count, device.counter};
     }
     __device__ __forceinline__ void end(const GateSums &device, int32_t num_experts) const
     {
         if (!kept) return;
-        sync_threads();
         for (int32_t e = threadIdx.x; e < num_experts; e += blockDim.x) {
             if (importance[e]) atomic_add(&device.importance[e], importance[e]);
-            if (load[e]) atomic_add(&device.load[e], load[e]);
             if (count[e]) atomic_add(&device.count[e], count[e]);
+        }
+    }
+};
+
+template <typename Real>
+__device__ __forceinline__ uint64_t fixed_point(Real value)
+{
+    return static_cast<uint64_t>(static_cast<int64_t>(static_cast<double>(value) * kFixedPoint<Real> + 0.5));
+}
+
+/* The sum to which every expert of every token adds: the smooth load, or the importance of the dense gate. One
+ * thread of a team adds for an expert, so where experts are few a team has sums of its own, and needs no atomics:
+ * in shared memory those of 64 bits are a loop of others. */
+template <typename Real, int kTeamWarps>
+struct OwnSums {
+    using Threads = Team<Real, kTeamWarps>;
+    uint64_t *units; // [kTeams, 4, quads]
+    __host__ __device__ OwnSums(SharedArena &arena, int32_t num_experts, int32_t quads)
+        : units(arena.take<uint64_t>(4 * Threads::kTeams * (SharedSums::size(num_experts) ? quads : 0)))
+    {
+    }
+    __device__ __forceinline__ uint64_t &at(const GateFacts &gate, int team, int32_t expert) const
+    {
+        return units[team * 4 * gate.quads + place(gate, expert)];
+    }
+
+    __device__ __forceinline__ void begin(const GateFacts &gate, const Threads &team) const
+    {
+        if (gate.num_experts > kSharedSums) return;
+        for_own_experts(gate, team, [&](int32_t e) { at(gate, team.index, e) = 0; });
+    }
+    /* By the thread that owns the expert; DEVICE [E] is the sum of the device. */
+    __device__ __forceinline__ void add(const GateFacts &gate, const Threads &team, int32_t expert, Real value,
+                                        uint64_t *device) const
+    {
+        const uint64_t added = fixed_point(value);
+        if (gate.num_experts <= kSharedSums)
+            at(gate, team.index, expert) += added;
+        else if (added)
+            atomic_add(&device[expert], added);
+    }
+    /* By the whole block, behind a barrier. */
+    __device__ __forceinline__ void end(const GateFacts &gate, uint64_t *device) const
+    {
+        if (gate.num_experts > kSharedSums) return;
+        for (int32_t e = threadIdx.x; e < gate.num_experts; e += Threads::kBlockThreads) {
+            uint64_t sum = 0;
+            for (int team = 0; team < Threads::kTeams; team++) sum += at(gate, team, e);
+            if (sum) atomic_add(&device[e], sum);
         }
     }
 };
@@ -68,13 +111,6 @@ struct GateTokens {
     void *weight;              // [T, K]
     GateSums sums;
 };
-
-template <typename Real>
-__device__ __forceinline__ void add_fixed(uint64_t *sum, Real value)
-{
-    const int64_t units = static_cast<int64_t>(static_cast<double>(value) * kFixedPoint<Real> + 0.5);
-    if (units) atomic_add(sum, static_cast<uint64_t>(units));
-}
 
 /* Softmax over the chosen logits (eq. 3): weights of one token, in the order of slots. */
 template <typename Real, typename Team>
@@ -93,18 +129,19 @@ __device__ __forceinline__ void write_topk(const GateFacts &gate, const Team &te
         expert[j] = j < chosen ? row.best[j] : -1;
         weight[j] = share;
         if (j >= chosen) continue;
-        add_fixed(&sums.importance[row.best[j]], share);
+        atomic_add(&sums.importance[row.best[j]], fixed_point(share));
         atomic_add(&sums.count[row.best[j]], 1u);
     }
 }
 
 /* P(x, i) (eq. 9) for every expert, added to the loads. */
-template <typename Real, typename Team>
-__device__ __forceinline__ void add_loads(const GateFacts &gate, const Team &team, const GateRow<Real> &row,
-                                          const Real *logits, uint64_t *load)
+template <typename Real, int kTeamWarps>
+__device__ __forceinline__ void add_loads(const GateFacts &gate, const Team<Real, kTeamWarps> &team,
+                                          const GateRow<Real> &row, const Real *logits,
+                                          const OwnSums<Real, kTeamWarps> &own, uint64_t *load)
 {
     const Real of_chosen = threshold_of_chosen(gate, row), of_others = threshold_of_others(gate, row);
-    for (int32_t j = team.rank; j < gate.top_k && j < row.found; j += Team::kThreads)
+    for (int32_t j = team.rank; j < gate.top_k && j < row.found; j += team.kThreads)
         row.noisy[place(gate, row.best[j])] = infinity<Real>(); // which no logit is: chosen
     team.sync();
     for_own_experts(gate, team, [&](int32_t expert) {
@@ -115,14 +152,15 @@ __device__ __forceinline__ void add_loads(const GateFacts &gate, const Team &tea
         if (threshold > -infinity<Real>())
             p = real::normal_cdf(
                 load_argument(logits[expert], threshold, noise_std(gate, logits[gate.num_experts + expert])));
-        add_fixed(&load[expert], p);
+        own.add(gate, team, expert, p, load);
     });
 }
 
 /* Softmax over all experts (eq. 2); expert e in slot e. The noisy row becomes that of the shares. */
-template <typename Real, typename Team>
-__device__ __forceinline__ bool write_softmax(const GateFacts &gate, const Team &team, const GateRow<Real> &row,
-                                              int32_t *expert, Real *weight, const GateSums &sums)
+template <typename Real, int kTeamWarps>
+__device__ __forceinline__ bool write_softmax(const GateFacts &gate, const Team<Real, kTeamWarps> &team,
+                                              const GateRow<Real> &row, int32_t *expert, Real *weight,
+                                              const OwnSums<Real, kTeamWarps> &own, const GateSums &sums)
 {
     Best<Real> mine = best_behind<Real>(gate, team, row.noisy, {infinity<Real>(), -1});
     const Best<Real> most = team.best(mine);
@@ -145,7 +183,7 @@ __device__ __forceinline__ bool write_softmax(const GateFacts &gate, const Team 
     for_own_experts(gate, team, [&](int32_t e) {
         const Real share = none ? nothing : row.noisy[place(gate, e)] / sum;
         weight[e] = share;
-        if (!none) add_fixed(&sums.importance[e], share);
+        if (!none) own.add(gate, team, e, share, sums.importance);
     });
     return !none;
 }
@@ -154,15 +192,18 @@ template <typename Real, int kTeamWarps>
 struct DecideArrays {
     RowArrays<Real, kTeamWarps> row;
     SharedSums sums;
+    OwnSums<Real, kTeamWarps> own;
     __host__ __device__ DecideArrays(SharedArena &arena, int32_t num_experts, int32_t quads)
-        : row(arena, 1, quads), sums(arena, num_experts)
+        : row(arena, 1, quads), sums(arena, num_experts), own(arena, num_experts, quads)
     {
     }
 };
 
 /* A team for each token: choices, weights, and its part of the sums. */
 template <typename Real, int kTeamWarps>
-__global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads, 1) gate_decide_kernel(GateTokens tokens)
+__global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads,
+                                  gate_blocks_per_sm(kTeamWarps, sizeof(Real), false))
+    gate_decide_kernel(GateTokens tokens)
 {
     using Threads = Team<Real, kTeamWarps>;
     const GateFacts &gate = tokens.gate;
@@ -171,6 +212,7 @@ __global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads, 1) gate
     const Threads team(shared.row.team);
     GateRow<Real> row = shared.row.of(team, 1, gate.quads, static_cast<Real *>(tokens.rows));
     const GateSums sums = shared.sums.begin(tokens.sums, gate.num_experts);
+    shared.own.begin(gate, team);
     const cumoe_call_t call = *tokens.call;
     uint64_t counted = 0, nan_logits = 0, nan_tokens = 0;
 
@@ -194,10 +236,10 @@ __global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads, 1) gate
         decide_row(gate, call, token, logits, team, row);
         bool routed = row.found > 0;
         if (gate.dense)
-            routed = write_softmax(gate, team, row, expert, weight, sums);
+            routed = write_softmax(gate, team, row, expert, weight, shared.own, sums);
         else
             write_topk(gate, team, row, expert, weight, sums);
-        if (gate.smooth) add_loads(gate, team, row, logits, sums.load);
+        if (gate.smooth) add_loads(gate, team, row, logits, shared.own, sums.load);
         counted++;
         nan_logits += row.unusable;
         nan_tokens += !routed && row.unusable;
@@ -210,7 +252,9 @@ __global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads, 1) gate
         atomic_add(&tokens.sums.counter[kNanLogits], nan_logits);
         atomic_add(&tokens.sums.counter[kNanTokens], nan_tokens);
     }
+    sync_threads(); // the sums of all teams are there
     shared.sums.end(tokens.sums, gate.num_experts);
+    if (gate.dense || gate.smooth) shared.own.end(gate, gate.dense ? tokens.sums.importance : tokens.sums.load);
 }
 
 /* EXTERNAL: the caller's choices. */
@@ -231,7 +275,7 @@ struct ExternalSlots {
 
 /* What is outside 0..E-1 is not routed, and its weight not looked at. */
 template <typename Real>
-__global__ void __launch_bounds__(kSlotThreads, 1) gate_external_kernel(ExternalSlots in)
+__global__ void __launch_bounds__(kSlotThreads, kSlotBlocksPerSm) gate_external_kernel(ExternalSlots in)
 {
     SharedArena arena;
     const SharedSums shared(arena, in.num_experts);
@@ -260,6 +304,7 @@ __global__ void __launch_bounds__(kSlotThreads, 1) gate_external_kernel(External
         atomic_add(&in.sums.counter[kTokens], static_cast<uint64_t>(tokens));
         atomic_add(&in.sums.counter[kBadIndices], static_cast<uint64_t>(bad_indices));
     }
+    sync_threads(); // the sums of all warps are there
     shared.end(in.sums, in.num_experts);
 }
 

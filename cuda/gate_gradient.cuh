@@ -123,8 +123,11 @@ __device__ __forceinline__ void weights_backward(const GradientTokens &tokens, c
     for (int32_t j = team.rank; j < gate.top_k; j += Team::kThreads)
         terms[j] = expert[j] >= 0 ? weight[j] * (dweight[j] + dimportance[expert[j]]) : 0;
     team.sync();
-    if (team.rank == 0) // one chain in the order of slots, as everywhere
-        for (int32_t j = 1; j < gate.top_k; j++) terms[0] += terms[j];
+    if (team.rank == 0) { // one chain in the order of slots, as everywhere
+        Real sum = terms[0];
+        for (int32_t j = 1; j < gate.top_k; j++) sum += terms[j];
+        terms[0] = sum;
+    }
     team.sync();
     const Real mean = terms[0];
     for (int32_t j = team.rank; j < gate.top_k; j += Team::kThreads) {
@@ -154,7 +157,8 @@ __device__ __forceinline__ void finish_row(const GateFacts &gate, const Team &te
 
 /* A team for each token: the gradients of its logits. Masked tokens get zeros. */
 template <typename Real, int kTeamWarps>
-__global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads, 1)
+__global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads,
+                                  gate_blocks_per_sm(kTeamWarps, sizeof(Real), true))
     gate_gradient_kernel(GradientTokens tokens)
 {
     using Threads = Team<Real, kTeamWarps>;
@@ -172,7 +176,7 @@ __global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads, 1)
          i += static_cast<int64_t>(gridDim.x) * Threads::kTeams) {
         const int64_t token = tokens.first + i;
         Real *logits = static_cast<Real *>(tokens.logits) + i * gate.columns;
-        if (tokens.token_mask && !tokens.token_mask[token]) {
+        if (!token_counts(tokens.token_mask, token)) {
             for (int64_t e = team.rank; e < gate.columns; e += Threads::kThreads) logits[e] = 0;
             continue;
         }

@@ -43,8 +43,7 @@ struct TeamArrays {
     }
 };
 
-/* The threads that decide a row together: a warp of a block, or a block. Their kernels ask for one block per SM at
- * least: left to itself, the compiler spills a few registers so that more blocks fit. */
+/* The threads that decide a row together: a warp of a block, or a block. */
 template <typename Real, int kTeamWarps>
 struct Team {
     static constexpr int kThreads = kTeamWarps * kWarp;
@@ -107,7 +106,7 @@ struct Team {
     }
 };
 
-/* What a row decides, in memory of its team. */
+/* What a row decides. The arrays are memory of its team; the numbers each thread has for itself. */
 template <typename Real>
 struct GateRow {
     Real *noisy;       // [4, quads] shared, or global where experts are many
@@ -115,8 +114,14 @@ struct GateRow {
     int32_t *best;     // [kListSize] their experts, ties to the lowest
     Real *share;       // [kListSize] for what is summed over choices
     int32_t found;     // <= wanted: usable logits among the best
-    uint32_t unusable; // NaN or +Inf in the row
+    uint32_t unusable; // NaN or +Inf in the row; among this thread's experts alone until decide_row() sums them
 };
+
+/* Whether a live token is no padding. */
+__device__ __forceinline__ bool token_counts(const uint8_t *token_mask, int64_t token)
+{
+    return !token_mask || token_mask[token];
+}
 
 /* Where the element of an expert stands in a row of a team: lanes side by side use different banks. */
 __device__ __forceinline__ int32_t place(const GateFacts &gate, int32_t expert)

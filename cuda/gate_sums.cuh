@@ -55,9 +55,9 @@ template <typename Real>
 __device__ __forceinline__ Balance balance_of(const int64_t *sums, int32_t num_experts, const SumArrays &shared)
 {
     constexpr double unit = 1 / kFixedPoint<Real>;
-    uint64_t total = 0; // exact: below 2^63
-    for (int32_t e = threadIdx.x; e < num_experts; e += kSumThreads) total += static_cast<uint64_t>(sums[e]);
-    const double mean = static_cast<double>(block_sum(total, shared.integer)) * unit / num_experts;
+    double total = 0; // not an integer: smooth loads of many tokens and experts may pass 2^64
+    for (int32_t e = threadIdx.x; e < num_experts; e += kSumThreads) total += static_cast<double>(sums[e]);
+    const double mean = block_sum(total, shared.real) * unit / num_experts;
     double squares = 0;
     for (int32_t e = threadIdx.x; e < num_experts; e += kSumThreads) {
         const double deviation = static_cast<double>(sums[e]) * unit - mean;

@@ -35,36 +35,51 @@ __device__ __forceinline__ bool begins_from_c(const DepthProduct &product)
     return Mainloop::kBeginsFromC && product.add && !product.exponent;
 }
 
-/* The sums of a tile go to c, in runs along the dimension in which c is contiguous. */
+/* The sums of a tile go to c, in runs of columns. */
 template <typename Mainloop>
 __device__ __forceinline__ void store_depth_tile(const DepthProduct &product, const DepthTile &tile,
                                                  const typename Mainloop::Real *sums)
 {
     using Real = typename Mainloop::Real;
-    const bool along_rows = product.c_row_stride < product.c_col_stride;
-    const int64_t step = along_rows ? product.c_row_stride : product.c_col_stride;
-    const int64_t first =
-        tile.group * product.c_group_stride + tile.row * product.c_row_stride + tile.column * product.c_col_stride;
+    constexpr int kOfRow = Mainloop::kColumns / kRun, kRowsApart = Mainloop::kThreads / kOfRow;
+    constexpr int kTogether = 16 / static_cast<int>(sizeof(Real)); // rows, of which c is on its way
+    static_assert(Mainloop::kThreads % kOfRow == 0, "a thread has the same columns in each of its rows");
+    const int column = static_cast<int>(threadIdx.x) % kOfRow * kRun, left = tile.columns - column,
+              count = left < kRun ? left : kRun;
+    if (count <= 0) return;
     const int exponent = product.exponent ? product.exponent[tile.group] : 0;
     const bool add = product.add && !begins_from_c<Mainloop>(product);
-    const int length = along_rows ? tile.rows : tile.columns, lines = along_rows ? tile.columns : tile.rows;
-    const int runs = (along_rows ? Mainloop::kRows : Mainloop::kColumns) / kRun;
-    for (int i = threadIdx.x; i < lines * runs; i += Mainloop::kThreads) {
-        const int line = i / runs, begin = i % runs * kRun, left = length - begin,
-                  count = left < kRun ? left : kRun;
-        if (count <= 0) continue;
-        const int row = along_rows ? begin : line, column = along_rows ? line : begin;
-        const int64_t at = first + row * product.c_row_stride + column * product.c_col_stride;
-        Run<Real> value = {}, old = {};
-        if (add) load_run(old, product.c, product.c_dtype, at, step, count);
+    const int64_t first = tile.group * product.c_group_stride + tile.row * product.c_row_stride +
+                          (tile.column + column) * product.c_col_stride;
+    int row = static_cast<int>(threadIdx.x) / kOfRow;
+    int64_t at = first + row * product.c_row_stride;
+#pragma unroll 1
+    while (row < tile.rows) {
+        // Step by step: products of the stride would be kept in registers all along.
+        RunBits<Real> old[kTogether];
+        int64_t from = at;
 #pragma unroll
-        for (int j = 0; j < kRun; j++) {
-            if (j >= count) break;
-            const Real sum = sums[(row + (along_rows ? j : 0)) * Mainloop::kStride + column + (along_rows ? 0 : j)];
-            value.at[j] = exponent ? ldexp(sum, exponent) : sum;
-            if (add) value.at[j] += old.at[j];
+        for (int i = 0; i < kTogether; i++) {
+            if (add && row + i * kRowsApart < tile.rows)
+                fetch_run(old[i], product.c, product.c_dtype, from, product.c_col_stride, count);
+            from += kRowsApart * product.c_row_stride;
         }
-        store_run(value, product.c, product.c_dtype, at, step, count);
+#pragma unroll
+        for (int i = 0; i < kTogether; i++) {
+            if (row >= tile.rows) break;
+            Run<Real> value = *reinterpret_cast<const Run<Real> *>(sums + row * Mainloop::kStride + column);
+            if (exponent)
+#pragma unroll
+                for (int j = 0; j < kRun; j++) value.at[j] = ldexp(value.at[j], exponent);
+            if (add) {
+                const Run<Real> before = widen_run(old[i], product.c_dtype);
+#pragma unroll
+                for (int j = 0; j < kRun; j++) value.at[j] += before.at[j];
+            }
+            store_run(value, product.c, product.c_dtype, at, product.c_col_stride, count);
+            row += kRowsApart;
+            at += kRowsApart * product.c_row_stride;
+        }
     }
 }
 
@@ -96,9 +111,24 @@ __global__ void __launch_bounds__(Mainloop::kThreads, Mainloop::kBlocksPerSm)
     }
 }
 
-template <typename Mainloop>
-cudaError_t launch_depth_product(const cumoe_context_t &context, const DepthProduct &product, cudaStream_t stream)
+/* The transposed product where c is contiguous along its rows: a and b change places, each sum stays the same. */
+inline DepthProduct along_columns(DepthProduct product)
 {
+    if (product.c_row_stride >= product.c_col_stride) return product;
+    const DepthProduct given = product;
+    product.m = given.n;
+    product.n = given.m;
+    product.a = given.b;
+    product.b = given.a;
+    product.c_row_stride = given.c_col_stride;
+    product.c_col_stride = given.c_row_stride;
+    return product;
+}
+
+template <typename Mainloop>
+cudaError_t launch_depth_product(const cumoe_context_t &context, const DepthProduct &given, cudaStream_t stream)
+{
+    const DepthProduct product = along_columns(given);
     const int64_t row_tiles = (product.m + Mainloop::kRows - 1) / Mainloop::kRows;
     const int64_t column_tiles = (product.n + Mainloop::kColumns - 1) / Mainloop::kColumns;
     return launch({resident_blocks(context, row_tiles * column_tiles * product.groups, Mainloop::kBlocksPerSm),

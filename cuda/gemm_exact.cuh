@@ -7,7 +7,7 @@
 #include "cuda/epilogue.cuh"
 #include "cuda/gemm.cuh"
 #include "cuda/gemm_depth.cuh"
-#include "cuda/run.cuh"
+#include "cuda/gemm_exact_fetch.cuh"
 
 namespace cumoe
 {
@@ -22,9 +22,10 @@ namespace exact
 {
 
 constexpr int kRows = 64;
-constexpr int kDepth = 8;                                 // of a step
 constexpr int kThreadRows = 8, kThreadColumns = 2 * kRun; // a thread's sums: 8 x 8, in double 8 x 4
-constexpr int kThreadsAcross = 16, kThreads = kRows / kThreadRows * kThreadsAcross;
+constexpr int kThreadsAcross = 16;
+
+static_assert(kThreads == kRows / kThreadRows * kThreadsAcross, "a thread's sums are those of one tile");
 
 template <typename Real>
 struct Shape {
@@ -62,120 +63,6 @@ struct alignas(16) Vector {
     Real at[Shape<Real>::kVector];
 };
 
-/* The lines and depths of a factor that a tile needs: element (line, depth) stands at
- * first + line * line_stride + depth * depth_stride, line or depth replaced by its index where there is one. */
-struct Source {
-    const void *data;
-    cumoe_dtype_t dtype;
-    int64_t first, line_stride, depth_stride;
-    const int32_t *line_index, *depth_index;
-    int32_t lines; // there are; those up to the tile's are zeros
-    int64_t depths;
-    bool along_depth; // runs go along the depth, else along the lines
-};
-
-__device__ __forceinline__ Source row_source(const Operand &operand, const Tile &tile, int64_t depths)
-{
-    Source s = {operand.data, operand.dtype, 0,   operand.line_stride, operand.depth_stride, nullptr, nullptr,
-                tile.rows,    depths,        true};
-    if (operand.index)
-        s.line_index = operand.index + tile.row;
-    else
-        s.first = tile.row * operand.line_stride;
-    s.along_depth = operand.index || operand.depth_stride <= operand.line_stride;
-    return s;
-}
-
-__device__ __forceinline__ Source column_source(const Operand &operand, const Tile &tile, int64_t depths)
-{
-    return {operand.data,
-            operand.dtype,
-            tile.group * operand.group_stride + tile.column * operand.line_stride,
-            operand.line_stride,
-            operand.depth_stride,
-            nullptr,
-            nullptr,
-            tile.columns,
-            depths,
-            operand.depth_stride <= operand.line_stride};
-}
-
-/* LINES lines from LINE on; the depth is the rows of the tile's group. */
-__device__ __forceinline__ Source depth_source(const Operand &operand, const DepthTile &tile, int64_t line,
-                                               int32_t lines)
-{
-    Source s = {operand.data,
-                operand.dtype,
-                line * operand.line_stride,
-                operand.line_stride,
-                operand.depth_stride,
-                nullptr,
-                nullptr,
-                lines,
-                tile.end - tile.begin,
-                false};
-    if (operand.index)
-        s.depth_index = operand.index + tile.begin;
-    else
-        s.first += tile.begin * operand.depth_stride;
-    return s;
-}
-
-/* A thread's part of kLines lines of a step, on its way to shared memory [kDepth, kStride]. */
-template <typename Real, int kLines, int kStride>
-struct Fetch {
-    static constexpr int kAll = kLines * kDepth / kRun, kRuns = (kAll + kThreads - 1) / kThreads; // a thread's
-    static_assert(kLines % kRun == 0 && kDepth % kRun == 0, "whole runs");
-
-    Run<Real> run[kRuns];
-
-    /* Where run I of this thread begins; false: there is none. */
-    static __device__ __forceinline__ bool place(bool along_depth, int i, int &line, int &depth)
-    {
-        const int number = i * kThreads + static_cast<int>(threadIdx.x);
-        constexpr int kAcross = kLines / kRun, kDown = kDepth / kRun; // runs of a depth, of a line
-        line = along_depth ? number / kDown : number % kAcross * kRun;
-        depth = along_depth ? number % kDown * kRun : number / kAcross;
-        return kAll % kThreads == 0 || number < kAll;
-    }
-
-    /* From depth BEGIN on. Elsewhere nothing is read. */
-    __device__ __forceinline__ void load(const Source &s, int64_t begin)
-    {
-#pragma unroll
-        for (int i = 0; i < kRuns; i++) {
-            int line, depth;
-            if (!place(s.along_depth, i, line, depth)) continue;
-            const int64_t k = begin + depth;
-            const int64_t left = s.along_depth ? s.depths - k : s.lines - line;
-            const int count = left < kRun ? static_cast<int>(left) : kRun;
-            if (line >= s.lines || k >= s.depths) {
-                run[i] = {};
-                continue;
-            }
-            const int64_t at = s.first + (s.line_index ? s.line_index[line] : line) * s.line_stride +
-                               (s.depth_index ? s.depth_index[k] : k) * s.depth_stride;
-            load_run(run[i], s.data, s.dtype, at, s.along_depth ? s.depth_stride : s.line_stride, count);
-        }
-    }
-
-    __device__ __forceinline__ void store(const Source &s, Real *to) const
-    {
-#pragma unroll
-        for (int i = 0; i < kRuns; i++) {
-            int line, depth;
-            if (!place(s.along_depth, i, line, depth)) continue;
-            Real *first = to + depth * kStride + line;
-            if (s.along_depth) {
-#pragma unroll
-                for (int j = 0; j < kRun; j++) first[j * kStride] = run[i].at[j];
-            } else {
-                *reinterpret_cast<Run<Real> *>(first) = run[i];
-            }
-        }
-    }
-};
-
 /* The sums of a thread: rows row .. row + 7 of the tile, and in each band of columns a vector from COLUMN on. */
 template <typename Real>
 struct Sums {
@@ -204,22 +91,29 @@ struct Sums {
     /* The next DEPTHS of the chains; a [kDepth, kStrideA], b [kDepth, kStrideB]. */
     __device__ __forceinline__ void multiply(const Real *a, const Real *b, int depths)
     {
-#pragma unroll 4
-        for (int k = 0; k < depths; k++) {
-            Vector<Real> rows[kThreadRows / kVector], columns[Shape::kBands];
-#pragma unroll
-            for (int i = 0; i < kThreadRows / kVector; i++)
-                rows[i] = *reinterpret_cast<const Vector<Real> *>(a + k * Shape::kStrideA + row() + i * kVector);
-#pragma unroll
-            for (int j = 0; j < Shape::kBands; j++)
-                columns[j] = *reinterpret_cast<const Vector<Real> *>(b + k * Shape::kStrideB + column(j * kVector));
-#pragma unroll
-            for (int i = 0; i < kThreadRows; i++)
-#pragma unroll
-                for (int j = 0; j < Shape::kBands * kVector; j++)
-                    at[i][j] =
-                        fma(rows[i / kVector].at[i % kVector], columns[j / kVector].at[j % kVector], at[i][j]);
+        if (depths == kDepth) { // nearly always, and without a count
+#pragma unroll 2
+            for (int k = 0; k < kDepth; k++) multiply_depth(a + k * Shape::kStrideA, b + k * Shape::kStrideB);
+        } else {
+#pragma unroll 1
+            for (int k = 0; k < depths; k++) multiply_depth(a + k * Shape::kStrideA, b + k * Shape::kStrideB);
         }
+    }
+
+    __device__ __forceinline__ void multiply_depth(const Real *a, const Real *b)
+    {
+        Vector<Real> rows[kThreadRows / kVector], columns[Shape::kBands];
+#pragma unroll
+        for (int i = 0; i < kThreadRows / kVector; i++)
+            rows[i] = *reinterpret_cast<const Vector<Real> *>(a + row() + i * kVector);
+#pragma unroll
+        for (int j = 0; j < Shape::kBands; j++)
+            columns[j] = *reinterpret_cast<const Vector<Real> *>(b + column(j * kVector));
+#pragma unroll
+        for (int i = 0; i < kThreadRows; i++)
+#pragma unroll
+            for (int j = 0; j < Shape::kBands * kVector; j++)
+                at[i][j] = fma(rows[i / kVector].at[i % kVector], columns[j / kVector].at[j % kVector], at[i][j]);
     }
 
     /* To sums [kRows, kStride]. */
@@ -240,14 +134,15 @@ struct Sums {
 
 } // namespace exact
 
-/* Mainloop of rows. With two parts a band of columns is one of them. */
-template <typename T, int kNumParts>
+/* Mainloop of rows. With two parts a band of columns is one of them. kBlocks run at a time on a multiprocessor; a
+ * long epilogue needs the registers of one of them. */
+template <typename T, int kNumParts, int kBlocks = exact::Shape<T>::kBlocksPerSm>
 struct ExactRows {
     using Real = T;
     using Shape = exact::Shape<Real>;
     using Arrays = exact::Arrays<Real>;
     static constexpr int kThreads = exact::kThreads, kRows = exact::kRows, kColumns = Shape::kColumns;
-    static constexpr int kParts = kNumParts, kStride = Shape::kStride, kBlocksPerSm = Shape::kBlocksPerSm;
+    static constexpr int kParts = kNumParts, kStride = Shape::kStride, kBlocksPerSm = kBlocks;
     static constexpr int kPartColumns = kColumns / kParts;
 
     static_assert(kParts == 1 || (kParts == 2 && Shape::kBands == 2), "parts are bands");
@@ -262,8 +157,13 @@ struct ExactRows {
         exact::Sums<Real> sums;
         exact::Source source_a = exact::row_source(product.a[0], tile, product.k), source_b[kParts];
 #pragma unroll
-        for (int p = 0; p < kParts; p++) source_b[p] = exact::column_source(product.b[p], tile, product.k);
+        for (int p = 0; p < kParts; p++) {
+            source_b[p] = exact::column_source(product.b[p], tile, product.k);
+            b[p].begin(source_b[p]);
+        }
+        a.begin(source_a);
 
+        int64_t depth = 0, left = product.k; // of the next step; of the term that is multiplied
         sums.clear();
         for (int64_t step = -1; step < steps; step++) {
             // The next step goes into registers while this one is multiplied, then into the other half.
@@ -272,17 +172,21 @@ struct ExactRows {
                 if (next == steps_of_term) {
                     source_a = exact::row_source(product.a[1], tile, product.k);
                     source_b[0] = exact::column_source(product.b[1], tile, product.k);
+                    a.begin(source_a);
+                    b[0].begin(source_b[0]);
+                    depth = 0;
                 }
-                const int64_t depth = next % steps_of_term * exact::kDepth;
                 a.load(source_a, depth);
 #pragma unroll
                 for (int p = 0; p < kParts; p++) b[p].load(source_b[p], depth);
+                depth += exact::kDepth;
             }
             if (step >= 0) {
-                const int64_t left = product.k - step % steps_of_term * exact::kDepth;
+                const int depths = static_cast<int>(min64(left, exact::kDepth));
                 const Real *at = shared.steps + step % 2 * Shape::kStep;
-                sums.multiply(at, at + exact::kDepth * Shape::kStrideA,
-                              static_cast<int>(min64(left, exact::kDepth)));
+                sums.multiply(at, at + exact::kDepth * Shape::kStrideA, depths);
+                left -= depths;
+                if (left == 0) left = product.k; // of the second term
             }
             if (next < steps) {
                 Real *to = shared.steps + next % 2 * Shape::kStep;
@@ -317,6 +221,8 @@ struct ExactDepth {
         exact::Sums<Real> sums;
         const exact::Source source_a = exact::depth_source(product.a, tile, tile.row, tile.rows);
         const exact::Source source_b = exact::depth_source(product.b, tile, tile.column, tile.columns);
+        a.begin(source_a);
+        b.begin(source_b);
 
         sums.clear();
         if (begins_from_c<ExactDepth>(product)) load_c(product, tile, sums);

@@ -190,9 +190,10 @@ struct RowsFeed {
  * of one matrix instruction, whatever the tile: a row has the same bits with 64 and 128 rows.
  *
  * Any strides will do. Copies of 16 bytes need an operand whose data and rows (of a, of b or of b transposed) begin
- * at multiples of 16 bytes, and a's depth_stride to be 1; otherwise that operand is read by single elements.
+ * at multiples of 16 bytes, and a's depth_stride to be 1; otherwise that operand comes 4 bytes at a time, or, where
+ * 16-bit values do not lie in such pairs, one by one, for which the block waits.
  *
- * ptxas gives up to 208 registers with 64 rows and 245 with 128, and spills none, for sm_80, sm_90, sm_100 and
+ * ptxas gives up to 241 registers with 64 rows and 255 with 128, and spills none, for sm_80, sm_90, sm_100 and
  * sm_120; the bounds of two blocks allow 255. */
 template <typename T, int kRowsOfTile, int kPartsOfTile>
 struct TensorRows {

@@ -70,7 +70,7 @@ struct DepthRows {
 } // namespace tensor
 
 /* A tile of 128 x 128 of c. Sums begin at 0 and run over the group's rows in ascending order, zeros behind the
- * last: their bits do not depend on where the group stands. Up to 242 registers, none spilled. */
+ * last: their bits do not depend on where the group stands. Up to 244 registers, none spilled. */
 template <typename T>
 struct TensorDepth {
     using Real = float;

@@ -124,16 +124,28 @@ __device__ __forceinline__ void copy_chunk(unsigned char *to, const T *from, int
     cp_async<kChunkBytes>(to, from, (count < kChunk<T> ? count : kChunk<T>)*static_cast<int>(sizeof(T)));
 }
 
-/* The same of values STRIDE apart, at any address. It is there at once; COUNT may be negative. */
+/* The same of values STRIDE apart, at any address; COUNT may be negative. Four bytes at a time come asynchronously
+ * where they can be copied as they are; else the chunk is there at once. */
 template <typename T>
 __device__ __forceinline__ void read_chunk(unsigned char *to, const T *from, int64_t stride, int count)
 {
-    uint32_t word[4] = {};
+    constexpr int kBytes = 4, kPieces = kChunkBytes / kBytes, kValues = kBytes / static_cast<int>(sizeof(T));
+    const bool as_they_are = kValues == 1 || (stride == 1 && reinterpret_cast<uintptr_t>(from) % kBytes == 0);
+    if (as_they_are) {
+#pragma unroll
+        for (int i = 0; i < kPieces; i++) {
+            const int left = count - i * kValues, values = left < 0 ? 0 : left < kValues ? left : kValues;
+            cp_async<kBytes>(to + i * kBytes, from, values * static_cast<int>(sizeof(T)));
+            from += kValues * stride; // step by step: products of the stride would be kept in registers all along
+        }
+        return;
+    }
+    uint32_t word[kPieces] = {};
 #pragma unroll
     for (int i = 0; i < kChunk<T>; i++) {
         const uint32_t bits = i < count ? *reinterpret_cast<const Bits<T> *>(from) : 0u;
-        word[i * sizeof(T) / 4] |= bits << i * sizeof(T) % 4 * 8;
-        from += stride; // step by step: eight products of the stride would be kept in registers all along
+        word[i / kValues] |= bits << i % kValues * 8 * sizeof(T);
+        from += stride;
     }
     *reinterpret_cast<uint4 *>(to) = make_uint4(word[0], word[1], word[2], word[3]);
 }

@@ -7,10 +7,10 @@ namespace cumoe
 namespace
 {
 
-constexpr int kThreads = 256, kBlocksPerSm = 8;
+constexpr int kThreads = 256, kBlocksPerSm = 6;
 
 /* state [num_words] becomes 0 in the first step. */
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     optimizer_clear_kernel(StepSource source, uint32_t *state, int64_t num_words)
 {
     const cumoe_optimizer_call_t *call = source.call;
@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /* In the first step masters begin as the parameters: those of arrays that are not updated. */
-__global__ void __launch_bounds__(kThreads) optimizer_fill_kernel(StepSource source, cumoe_parameter_t p)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    optimizer_fill_kernel(StepSource source, cumoe_parameter_t p)
 {
     const cumoe_optimizer_call_t *call = source.call;
     if (call ? call->skip != 0 || call->step > 1 : !source.step.first) return;

@@ -2,7 +2,7 @@
  *
  * They hang on cumoe_optimizer_call_t, which may be device memory that only a kernel can read, and there is no
  * scratch memory to leave them in: each block works them out anew, in double precision, by its first thread.
- * Without such a call the host has done so. */
+ * Without such a call the host has done so, and its powers may differ in the last bit. */
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -28,13 +28,18 @@ struct Constants {
     double beta1, beta2, epsilon, weight_decay;
 };
 
+__host__ __device__ __forceinline__ double gradient_scale_of(const cumoe_optimizer_call_t &call)
+{
+    return call.gradient_scale == 0 ? 1 : call.gradient_scale;
+}
+
 __host__ __device__ __forceinline__ Step step_of(const Constants &constants, const cumoe_optimizer_call_t &call)
 {
     const double beta1 = constants.beta1, beta2 = constants.beta2;
     const double t = call.step > 1 ? static_cast<double>(call.step) : 1;
     const double root = sqrt(1 - pow(beta2, t));
     Step step;
-    step.gradient_scale = call.gradient_scale == 0 ? 1 : call.gradient_scale;
+    step.gradient_scale = gradient_scale_of(call);
     step.beta1 = beta1;
     step.rest1 = 1 - beta1;
     step.beta2 = beta2;

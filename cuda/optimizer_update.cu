@@ -1,5 +1,6 @@
 /* The update of values by Adam, or by the means of the squared gradients (factored). Element by element the same
- * operations as on the CPU, and so the same bits, in whatever layout and grid. */
+ * operations as on the CPU, in whatever layout and grid: the same bits where the host knows the numbers of the
+ * step, and within rounding where the device works them out (optimizer.cuh). */
 #include "cuda/optimizer.cuh"
 
 namespace cumoe
@@ -8,7 +9,12 @@ namespace cumoe
 namespace
 {
 
-constexpr int kThreads = 256, kBlocksPerSm = 8;
+constexpr int kThreads = 256;
+
+/* For which there are registers: the launch bounds, and the grid. */
+template <typename Real>
+constexpr int kBlocksPerSm = sizeof(Real) == 8 ? 2 : 3;
+
 constexpr int kTileRows = 32; // that a thread's factors of columns serve
 constexpr int kTile = 32, kTileLines = kThreads / kTile;
 
@@ -67,7 +73,7 @@ __device__ __forceinline__ void factored(const Numbers<Real> &n, Real gradient, 
 template <typename Value, int kCount, typename Real>
 __device__ __forceinline__ void read_as(const void *data, int64_t at, Real (&to)[kCount])
 {
-    const auto from = *reinterpret_cast<const Vector<Value, kCount> *>(static_cast<const Value *>(data) + at);
+    const auto from = load_vector<Vector<Value, kCount>>(static_cast<const Value *>(data) + at);
     for (int i = 0; i < kCount; i++) to[i] = static_cast<Real>(widen(from.value[i]));
 }
 
@@ -76,7 +82,7 @@ __device__ __forceinline__ void write_as(void *data, int64_t at, const Real (&fr
 {
     Vector<Value, kCount> to;
     for (int i = 0; i < kCount; i++) to.value[i] = narrow<Value>(static_cast<real_of<Value>>(from[i]));
-    *reinterpret_cast<Vector<Value, kCount> *>(static_cast<Value *>(data) + at) = to;
+    store_vector(static_cast<Value *>(data) + at, to);
 }
 
 /* kCount neighbours, aligned to all of them. */
@@ -136,7 +142,7 @@ __device__ __forceinline__ void update_neighbours(const Numbers<Real> &numbers, 
 /* Where columns stand side by side, in whole vectors: a thread has a vector of several rows. WIDTH threads share a
  * row. */
 template <typename Real, bool kFactored>
-__global__ void __launch_bounds__(kThreads, sizeof(Real) == 8 ? 1 : 3)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<Real>)
     optimizer_rows_kernel(StepSource source, cumoe_parameter_t p, int32_t width)
 {
     constexpr int kCount = kVector<Real>;
@@ -192,7 +198,8 @@ __device__ __forceinline__ void visit_tile(const cumoe_matrix_t &m, const Tile &
 
 /* Any layout: tiles go through shared memory, so that each array is walked along its shorter stride. */
 template <typename Real, bool kFactored>
-__global__ void __launch_bounds__(kThreads, 1) optimizer_tiles_kernel(StepSource source, cumoe_parameter_t p)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<Real>)
+    optimizer_tiles_kernel(StepSource source, cumoe_parameter_t p)
 {
     SharedArena arena;
     const TileArrays<Real> shared(arena);
@@ -285,12 +292,13 @@ cudaError_t launch_update(const cumoe_context_t &context, const StepSource &sour
     if (has_vectors(rows, kCount)) {
         const int width = side_by_side(divide_up(rows.cols, kCount), kThreads);
         const int64_t tiles = rows.experts * divide_up(rows.rows, kTileRows) * divide_up(rows.cols, width * kCount);
-        return launch({resident_blocks(context, tiles, kBlocksPerSm), kThreads, stream, shared_bytes<StepArrays>()},
-                      optimizer_rows_kernel<Real, kFactored>, source, rows, width);
+        return launch(
+            {resident_blocks(context, tiles, kBlocksPerSm<Real>), kThreads, stream, shared_bytes<StepArrays>()},
+            optimizer_rows_kernel<Real, kFactored>, source, rows, width);
     }
     const int64_t tiles = p.experts * divide_up(p.rows, kTile) * divide_up(p.cols, kTile);
     return launch(
-        {resident_blocks(context, tiles, kBlocksPerSm), kThreads, stream, shared_bytes<TileArrays<Real>>()},
+        {resident_blocks(context, tiles, kBlocksPerSm<Real>), kThreads, stream, shared_bytes<TileArrays<Real>>()},
         optimizer_tiles_kernel<Real, kFactored>, source, p);
 }
 

@@ -230,7 +230,7 @@ __device__ __forceinline__ void place_part(const Slots &slots, const Part &part,
         if (slot < slots.num_slots) rows.slot_row[slot] = row;
         if (routed) {
             rows.row_slot[row] = static_cast<int32_t>(slot);
-            rows.row_token[row] = static_cast<int32_t>(slot / slots.top_k);
+            rows.row_token[row] = static_cast<int32_t>(slot) / slots.top_k;
         }
     }
 }

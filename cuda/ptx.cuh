@@ -300,7 +300,32 @@ __device__ __forceinline__ float reciprocal_approx(float x)
     return y;
 }
 
-/* --- Loads and stores with hints: 16 bytes, aligned, each used once */
+/* --- Vectors of global memory, aligned to their size, in one access. (Of a struct that is stored the compiler
+ * makes one access a member.) */
+
+__device__ __forceinline__ uint2 load_8(const void *address)
+{
+    return *static_cast<const uint2 *>(address);
+}
+
+__device__ __forceinline__ uint4 load_16(const void *address)
+{
+    return *static_cast<const uint4 *>(address);
+}
+
+__device__ __forceinline__ void store_8(void *address, uint2 value)
+{
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(value.x), "r"(value.y) : "memory");
+}
+
+__device__ __forceinline__ void store_16(void *address, uint4 value)
+{
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(value.x), "r"(value.y),
+                 "r"(value.z), "r"(value.w)
+                 : "memory");
+}
+
+/* With hints: each used once. */
 
 /* For what no thread of this kernel writes. */
 __device__ __forceinline__ uint4 load_once(const uint4 *address)

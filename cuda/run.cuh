@@ -2,14 +2,14 @@
  * by one access where they are contiguous, aligned and whole. */
 #pragma once
 
-#include "cuda/real.cuh"
+#include "cuda/vector.cuh"
 
 namespace cumoe
 {
 
 constexpr int kRun = 4;
 
-/* Four elements of an array, and one access of it: 16 bytes at most. */
+/* Four elements of an array, and one access of it, or two where they have 32 bytes. */
 template <typename T>
 struct alignas(sizeof(T) < 4 ? 8 : 16) Run {
     T at[kRun];
@@ -54,42 +54,100 @@ __device__ __forceinline__ T narrowed(double value)
     return value;
 }
 
+/* A run as it is read, not yet widened: several may be on their way before the first is needed. */
+template <typename Real>
+struct RunBits {
+    Run<Real> bits; // as large as the largest
+
+    template <typename T>
+    __device__ __forceinline__ Run<T> &as()
+    {
+        static_assert(sizeof(Run<T>) <= sizeof bits && alignof(Run<T>) <= alignof(Run<Real>), "there is room");
+        return *reinterpret_cast<Run<T> *>(&bits);
+    }
+};
+
+/* Elements of an access. */
+template <typename T>
+constexpr int kAccess = sizeof(Run<T>) <= 16 ? kRun : kRun / 2;
+
+template <typename T>
+__device__ __forceinline__ bool is_whole_run(const void *data, int64_t at, int64_t step, int count)
+{
+    return count == kRun && step == 1 && is_aligned_run<T>(data, at);
+}
+
 /* COUNT elements, 1 .. kRun, from element AT on, STEP apart; the others are zeros. */
-template <typename T, typename Real>
-__device__ __forceinline__ void load_run_of(Run<Real> &run, const void *data, int64_t at, int64_t step, int count)
+template <typename T>
+__device__ __forceinline__ void fetch_run_of(Run<T> &run, const void *data, int64_t at, int64_t step, int count)
 {
     const T *from = static_cast<const T *>(data) + at;
-    if (count == kRun && step == 1 && is_aligned_run<T>(data, at)) {
-        const Run<T> all = *reinterpret_cast<const Run<T> *>(from);
+    if (is_whole_run<T>(data, at, step, count)) {
 #pragma unroll
-        for (int i = 0; i < kRun; i++) run.at[i] = widened(all.at[i]);
+        for (int i = 0; i < kRun; i += kAccess<T>) {
+            const auto piece = load_vector<Vector<T, kAccess<T>>>(from + i);
+#pragma unroll
+            for (int j = 0; j < kAccess<T>; j++) run.at[i + j] = piece.value[j];
+        }
         return;
     }
 #pragma unroll
-    for (int i = 0; i < kRun; i++) run.at[i] = i < count ? static_cast<Real>(widened(from[i * step])) : Real(0);
+    for (int i = 0; i < kRun; i++) run.at[i] = i < count ? from[i * step] : T(0.0f);
+}
+
+template <typename Real>
+__device__ __forceinline__ void fetch_run(RunBits<Real> &run, const void *data, cumoe_dtype_t dtype, int64_t at,
+                                          int64_t step, int count)
+{
+    if (dtype == CUMOE_BF16)
+        fetch_run_of(run.template as<__nv_bfloat16>(), data, at, step, count);
+    else if (dtype == CUMOE_F16)
+        fetch_run_of(run.template as<__half>(), data, at, step, count);
+    else
+        fetch_run_of(run.template as<Real>(), data, at, step, count);
+}
+
+template <typename T, typename Real>
+__device__ __forceinline__ void widen_run_of(Run<Real> &run, const Run<T> &narrow)
+{
+#pragma unroll
+    for (int i = 0; i < kRun; i++) run.at[i] = static_cast<Real>(widened(narrow.at[i]));
+}
+
+template <typename Real>
+__device__ __forceinline__ Run<Real> widen_run(RunBits<Real> &bits, cumoe_dtype_t dtype)
+{
+    Run<Real> run;
+    if (dtype == CUMOE_BF16)
+        widen_run_of(run, bits.template as<__nv_bfloat16>());
+    else if (dtype == CUMOE_F16)
+        widen_run_of(run, bits.template as<__half>());
+    else
+        run = bits.bits;
+    return run;
 }
 
 template <typename Real>
 __device__ __forceinline__ void load_run(Run<Real> &run, const void *data, cumoe_dtype_t dtype, int64_t at,
                                          int64_t step, int count)
 {
-    if (dtype == CUMOE_BF16)
-        load_run_of<__nv_bfloat16>(run, data, at, step, count);
-    else if (dtype == CUMOE_F16)
-        load_run_of<__half>(run, data, at, step, count);
-    else
-        load_run_of<Real>(run, data, at, step, count);
+    RunBits<Real> bits;
+    fetch_run(bits, data, dtype, at, step, count);
+    run = widen_run(bits, dtype);
 }
 
 template <typename T, typename Real>
 __device__ __forceinline__ void store_run_of(const Run<Real> &run, void *data, int64_t at, int64_t step, int count)
 {
     T *to = static_cast<T *>(data) + at;
-    if (count == kRun && step == 1 && is_aligned_run<T>(data, at)) {
-        Run<T> all;
+    if (is_whole_run<T>(data, at, step, count)) {
 #pragma unroll
-        for (int i = 0; i < kRun; i++) all.at[i] = narrowed<T>(run.at[i]);
-        *reinterpret_cast<Run<T> *>(to) = all;
+        for (int i = 0; i < kRun; i += kAccess<T>) {
+            Vector<T, kAccess<T>> piece;
+#pragma unroll
+            for (int j = 0; j < kAccess<T>; j++) piece.value[j] = narrowed<T>(run.at[i + j]);
+            store_vector(to + i, piece);
+        }
         return;
     }
 #pragma unroll

@@ -22,5 +22,3 @@ set(CUMOE_CUDA_SOURCES
 set(CUMOE_CUDA_BACKEND_SOURCES
   "${CMAKE_CURRENT_LIST_DIR}/backend.cu"
   "${CMAKE_CURRENT_LIST_DIR}/device.cu")
-
-set(CUMOE_CUDA_COMPLETE ON) # all of stages.cuh is there, so the library has the backend

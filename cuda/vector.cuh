@@ -14,6 +14,35 @@ struct alignas(sizeof(Value) * kCount) Vector {
     Value value[kCount];
 };
 
+/* A vector of global memory, in one access: 2, 4, 8 or 16 bytes, aligned to as many. */
+template <typename Whole>
+__device__ __forceinline__ Whole load_vector(const void *from)
+{
+    Whole vector;
+    if constexpr (sizeof(Whole) == 16)
+        *reinterpret_cast<uint4 *>(&vector) = load_16(from);
+    else if constexpr (sizeof(Whole) == 8)
+        *reinterpret_cast<uint2 *>(&vector) = load_8(from);
+    else if constexpr (sizeof(Whole) == 4)
+        *reinterpret_cast<uint32_t *>(&vector) = *static_cast<const uint32_t *>(from);
+    else
+        vector = *static_cast<const Whole *>(from);
+    return vector;
+}
+
+template <typename Whole>
+__device__ __forceinline__ void store_vector(void *to, const Whole &vector)
+{
+    if constexpr (sizeof(Whole) == 16)
+        store_16(to, *reinterpret_cast<const uint4 *>(&vector));
+    else if constexpr (sizeof(Whole) == 8)
+        store_8(to, *reinterpret_cast<const uint2 *>(&vector));
+    else if constexpr (sizeof(Whole) == 4)
+        *static_cast<uint32_t *>(to) = *reinterpret_cast<const uint32_t *>(&vector);
+    else
+        *static_cast<Whole *>(to) = vector;
+}
+
 /* The arithmetic of a type. */
 template <typename Value>
 using real_of = std::conditional_t<std::is_same_v<Value, double>, double, float>;

@@ -22,7 +22,8 @@ static cumoe_status_t open_backend(cumoe_handle_t *handle, cumoe_backend_t backe
     return handle->ops->open(ordinal, &handle->device, handle->description, sizeof handle->description);
 }
 
-/* CUDA where it can be used, else the CPU. A machine without a GPU is no failure: its sentence is taken back. */
+/* CUDA where it can be used, else the CPU. A machine without a GPU is no failure: its sentence is taken back. Of an
+ * ordinal that the CPU has not either, CUDA's sentence says more. */
 static cumoe_status_t open_any(cumoe_handle_t *handle, int32_t ordinal)
 {
     if (backends[CUMOE_BACKEND_CUDA]) {
@@ -31,9 +32,10 @@ static cumoe_status_t open_any(cumoe_handle_t *handle, int32_t ordinal)
         CUMOE_REQUIRE(before, OUT_OF_MEMORY, "cumoe_handle_create: no host memory for a sentence");
         memcpy(before, cumoe_last_error(), size);
         const cumoe_status_t status = open_backend(handle, CUMOE_BACKEND_CUDA, ordinal);
-        if (status == CUMOE_UNSUPPORTED_DEVICE) cumoe__fail(status, "%s", before);
+        const bool other = status == CUMOE_UNSUPPORTED_DEVICE && ordinal == 0;
+        if (other) cumoe__fail(status, "%s", before);
         free(before);
-        if (status != CUMOE_UNSUPPORTED_DEVICE) return status;
+        if (!other) return status;
     }
     return open_backend(handle, CUMOE_BACKEND_CPU, ordinal);
 }

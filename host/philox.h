@@ -127,7 +127,9 @@ CUMOE_NOISE_FN float cumoe_noise_normal(uint64_t seed, uint32_t stream, uint64_t
     float normal[4];
     cumoe_noise_normals(cumoe_noise_words(seed, stream, offset, token, (uint32_t)level, (uint32_t)expert >> 2),
                         normal);
-    return normal[expert & 3];
+    /* no index: a GPU would put the array into memory */
+    const float first = expert & 1 ? normal[1] : normal[0], second = expert & 1 ? normal[3] : normal[2];
+    return expert & 2 ? second : first;
 }
 
 #endif

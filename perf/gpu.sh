@@ -38,7 +38,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 has() { command -v "$1" >/dev/null; }
 git_commit() { git -C "$here" describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown; }
-programs='cumoe-perf-stages cumoe-check gpu_print_instructions sim_print_instructions'
+programs='cumoe-perf-stages cumoe-check check_sim'
 
 # ---- building ----
 
@@ -71,10 +71,10 @@ if [ -n "$build" ]; then
     bundle=$root/build/gpu
     for program in $programs; do
         file=$(find_program "$program")
-        [ -z "$file" ] || [ "$program" = sim_print_instructions ] || { cp "$file" "$build/" && strip "$build/$program"; }
+        [ -z "$file" ] || [ "$program" = check_sim ] || { cp "$file" "$build/" && strip "$build/$program"; }
     done
-    file=$(find_program sim_print_instructions)
-    [ -z "$file" ] || "$file" >"$build/simulator.txt" 2>/dev/null || true
+    file=$(find_program check_sim)
+    [ -z "$file" ] || "$file" --instructions >"$build/simulator.txt" 2>/dev/null || true
     "$here/baseline.sh" --build "$build/probe" || echo 'gpu.sh: probe: not built'
     [ ! -e "$build/probe" ] || strip "$build/probe"
     copy_libraries "$build"/*
@@ -177,8 +177,8 @@ part() {
 touch "$work/empty"
 simulator=$bundle/simulator.txt
 [ -e "$simulator" ] || simulator=$work/empty
-instead='sim_print_instructions'
-part instructions 60 "$work/instructions.txt" gpu_print_instructions "$simulator" || true
+instead='check_sim --instructions'
+part instructions 60 "$work/instructions.txt" cumoe-check --instructions "$simulator" || true
 if [ -s "$work/instructions.txt" ]; then
     echo "# $gpu, driver $(query driver_version), toolkit $toolkit, commit $commit" >"$out/instructions.txt"
     cat "$work/instructions.txt" >>"$out/instructions.txt"
@@ -244,7 +244,7 @@ sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanit
 instead=''
 if [ -z "$dry" ] && [ -z "$sanitizer" ]; then
     note sanitizer 'left out: there is no compute-sanitizer here' 0 ''
-elif [ -z "$dry" ] && ! timeout 60 "$sanitizer" "$(find_program gpu_print_instructions)" >"$work/tried" 2>&1 &&
+elif [ -z "$dry" ] && ! timeout 60 "$sanitizer" "$(find_program cumoe-check)" --instructions >"$work/tried" 2>&1 &&
     ! grep -q 'ERROR SUMMARY' "$work/tried"; then # some machines do not let it at the device
     note sanitizer "left out: it does not work here: $(grep -m 1 '=' "$work/tried" | tr -d '|\`' | cut -c 1-150)" 0 ''
 else

@@ -41,7 +41,7 @@ expect 0 '^== memcheck, at most 60 s' "$script" --dry-run --bundle "$build" --ou
 there report.md '^\| stages \| ok \|'
 there report.md '^\| layer forward \+ backward \|'
 [ ! -x "$build/tests/check/cumoe-check" ] || there report.md '^\| check \| ok \|'
-[ ! -x "$build/tests/sim/sim_print_instructions" ] || there instructions.txt '^[a-z0-9_]+ [0-9a-f]{16}$'
+[ ! -x "$build/tests/check/check_sim" ] || there instructions.txt '^[a-z0-9_]+ [0-9a-f]{16}$'
 for file in stages check; do
     [ ! -e "$work/out/$file.json" ] || expect 0 . python3 -m json.tool "$work/out/$file.json"
 done
@@ -52,11 +52,11 @@ stand_in bin/nvidia-smi 'exit 9'
 expect 77 'no GPU' env PATH="$work/bin:$PATH" "$script" --bundle "$work/bundle"
 stand_in bin/nvidia-smi 'case "$*" in *name*) echo "NVIDIA H200";; *) echo "some fact";; esac'
 stand_in bin/compute-sanitizer 'case "$*" in *initcheck*) echo "leak found"; exit 9;; esac; echo "ERROR SUMMARY: 0"'
-stand_in bundle/gpu_print_instructions 'echo "mma 0123456789abcdef"'
 stand_in bundle/probe 'for last; do :; done
 echo "{\"row\": \"bf16 8192^3, random\", \"unit\": \"TFLOP/s\", \"median\": 790.5, \"min\": 1}," >"$last"
 echo "| dense |"'
-stand_in bundle/cumoe-check 'echo "{\"case\": \"forward: small, f32\", \"ok\": true, \"error\": 0.5, \"hash\": \"12\"}"
+stand_in bundle/cumoe-check '[ "$1" != --instructions ] || { echo "mma 0123456789abcdef"; exit 0; }
+echo "{\"case\": \"forward: small, f32\", \"ok\": true, \"error\": 0.5, \"hash\": \"12\"}"
 echo "{\"case\": \"up: odd, f32\", \"ok\": true, \"error\": 0.25}"'
 stand_in bundle/cumoe-perf-stages 'echo "$*"; echo "{}" >"$paper/out/stages.json"'
 echo abc >"$work/bundle/commit"

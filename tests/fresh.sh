@@ -73,7 +73,7 @@ chmod 755 "$folder" # mktemp keeps others out, and not only root works inside
 # Clients inside are to reach the network as clients outside do.
 targets | awk '{ print "deb " $1 " " $2 " " $3 }' | sort -u >"$folder/etc/apt/sources.list"
 apt-config dump | grep -E '^Acquire::(https?|Retries|Check)\b' >"$folder/etc/apt/apt.conf.d/90outside" || true
-for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/apt/auth.conf /etc/ssl/certs; do
+for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/apt/auth.conf /etc/ssl/certs /usr/local/share/ca-certificates; do
     [ -e "$file" ] || continue
     mkdir -p "$folder$(dirname "$file")"
     cp -rL "$file" "$folder$(dirname "$file")/"

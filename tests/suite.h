@@ -101,7 +101,8 @@ static inline void suite_all_cases(const char *test, const gate_variant_t *varia
     report_t report = {0};
     for (int i = 0; i < NUM_LAYER_CASES; i++)
         for (int n = 0; n < NUM_CASE_OPTIONS && case_applies(&LAYER_CASES[i], variant); n++) {
-            if (suite_leaves_out(i, n, variant)) continue;
+            const int v = (int)(variant - GATE_VARIANTS);
+            if (suite_leaves_out(i, n, variant) || (i / NUM_CASE_OPTIONS + v) % device_share() != 0) continue;
             problem_options_t options = suite_case_options(i, n);
             options.variant = *variant;
             options.seed = seed + (uint64_t)i;
@@ -145,7 +146,7 @@ static inline void suite_pairwise(const char *test, suite_body_t *body)
     int chosen[MAX_PAIRWISE];
     const int num_chosen = pairs_choose(&PAIRWISE, MAX_PAIRWISE, chosen);
     cr_assert(num_chosen > 0);
-    for (int n = 0; n < num_chosen; n++) {
+    for (int n = 0; n < num_chosen; n += device_share()) {
         layer_case_t layer_case;
         problem_options_t options;
         pairwise_case(chosen[n], n, seed, &layer_case, &options);

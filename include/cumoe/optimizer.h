@@ -47,7 +47,8 @@ typedef struct cumoe_optimizer_args {
     float weight_decay;               /* >= 0, decoupled */
     cumoe_optimizer_call_t values;
     const cumoe_optimizer_call_t *call; /* in, device: replaces values, not checked (a step below 1 counts as 1);
-                                           NULL = values; 8-byte aligned */
+                                           NULL = values; 8-byte aligned. A GPU's powers of beta may differ from
+                                           the host's in the last bit */
     void *state;                        /* in/out, the caller's. The step with t = 1 writes all of it, whatever it
                                            holds; it holds no pointers */
     size_t state_size;

@@ -1,6 +1,7 @@
 /* cumoe-check: does the library compute on this machine what it should? Every stage and the whole layer against a
  * reference in double precision, over the tables of cases that the tests use. */
 #include "tests/check/checks.h"
+#include "tests/sim/print_instructions.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -22,6 +23,9 @@ static const char USAGE[] = "usage: cumoe-check [OPTION...]\n"
                             "the same device gives the same\n"
                             "  --json                   a JSON object per line\n"
                             "  --list                   print the cases and run nothing\n"
+                            "  --instructions [FILE...] the last option: print what each instruction of the GPU "
+                            "gives; 1 if it is not what\n"
+                            "                           the FILEs say\n"
                             "  --help                   this text\n"
                             "\n"
                             "exit status: 0 all is well, 1 a case failed, 2 wrong usage or no such device\n";
@@ -35,6 +39,7 @@ typedef struct options {
     const char *filters[MAX_FILTERS];
     int num_filters;
     bool hash, json, list;
+    char **golden; /* the files behind --instructions, NULL at their end; NULL without it */
 } options_t;
 
 typedef struct session {
@@ -152,6 +157,10 @@ static int read_options(int argc, char **argv, options_t *o)
         const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
         uint64_t number;
         bool taken = true;
+        if (strcmp(option, "--instructions") == 0) {
+            o->golden = argv + i + 1;
+            return 0;
+        }
         if (strcmp(option, "--help") == 0) return fputs(USAGE, stdout), 1;
         if (strcmp(option, "--hash") == 0)
             o->hash = true;
@@ -179,6 +188,17 @@ static int read_options(int argc, char **argv, options_t *o)
     return 0;
 }
 
+static int instructions(const options_t *o)
+{
+#ifdef CUMOE_CHECK_INSTRUCTIONS
+    return print_instructions(o->ordinal, o->golden);
+#else
+    (void)o;
+    fprintf(stderr, "cumoe-check: --instructions is for a GPU, but this program was built without CUDA\n");
+    return 2;
+#endif
+}
+
 static int finish(const session_t *s)
 {
     if (s->cases == 0) fprintf(stderr, "cumoe-check: no case contains that\n");
@@ -197,6 +217,7 @@ int main(int argc, char **argv)
     session_t session = {.options = &options};
     const int answer = read_options(argc, argv, &options);
     if (answer) return answer - 1;
+    if (options.golden) return instructions(&options);
     cumoe_handle_t *handle = NULL;
     if (cumoe_handle_create(&handle, options.backend, options.ordinal) != CUMOE_SUCCESS)
         return fprintf(stderr, "cumoe-check: %s\n", cumoe_last_error()), 2;

@@ -45,6 +45,10 @@ combine_t multiply_bf16, multiply_f16, multiply_tf32, load_matrices, load_matric
 enum class Atomic { ADD, MIN, MAX, CAS };
 uint64_t atomic(Atomic operation, void *address, size_t bytes, uint64_t value, uint64_t expected);
 
+/* One access of BYTES to global memory: the compiler's hooks would show that of a struct as several. */
+void load_vector(void *to, const void *global, size_t bytes);
+void store_vector(void *global, const void *from, size_t bytes);
+
 void copy(void *shared, const void *global, int bytes, int source_bytes);
 void copy_commit();
 void copy_wait(int pending);

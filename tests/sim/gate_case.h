@@ -101,7 +101,7 @@ inline Numbers make_numbers(const Case &c, uint64_t seed)
     n.H = c.hidden;
     n.E = c.experts;
     n.K = c.top_k;
-    n.stride = c.hidden + 3;
+    n.stride = c.hidden + (c.hidden % 4 == 0 ? 4 : 3); // runs of four stay aligned
     n.real = c.dtype == kF64 ? kF64 : kF32;
     n.weight_dtype = c.narrow_weights ? c.dtype : n.real;
     n.x = draw(static_cast<size_t>(n.T * n.stride), 1);

@@ -76,6 +76,16 @@ void report_outside(const Allocation *nearest, const void *address, size_t bytes
         report(pc, "%s %zu bytes at byte %zu of an allocation of %zu", does, bytes, offset, nearest->bytes);
 }
 
+void check_alignment(const void *address, size_t bytes, Access access, const void *pc)
+{
+    if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return;
+    report(pc, "%s %zu bytes at an address that is no multiple of it",
+           access == Access::READ    ? "reads"
+           : access == Access::WRITE ? "writes"
+                                     : "updates",
+           bytes);
+}
+
 /* A load or store that the compiler has shown. */
 void observe(const void *address, size_t bytes, Access access, const void *pc)
 {
@@ -87,9 +97,7 @@ void observe(const void *address, size_t bytes, Access access, const void *pc)
     if (thread->quiet) return;
     if (is_within(address, bytes, thread->fiber.stack, kStackBytes)) return;
     thread->quiet = true;
-    if (bytes <= 16 && (bytes & (bytes - 1)) == 0 && reinterpret_cast<uintptr_t>(address) % bytes)
-        report(pc, "%s %zu bytes at an address that is no multiple of it",
-               access == Access::READ ? "reads" : "writes", bytes);
+    if (bytes <= 16 && (bytes & (bytes - 1)) == 0) check_alignment(address, bytes, access, pc);
     if (is_shared(address))
         shared_access(address, bytes, access, pc);
     else
@@ -186,12 +194,29 @@ void global_access(const void *address, size_t bytes, Access access, const void 
     report_outside(nullptr, address, bytes, does, pc);
 }
 
+void load_vector(void *to, const void *global, size_t bytes)
+{
+    const void *pc = SIM_PC;
+    Quiet quiet;
+    check_alignment(global, bytes, Access::READ, pc);
+    global_access(global, bytes, Access::READ, pc);
+    memcpy(to, global, bytes);
+}
+
+void store_vector(void *global, const void *from, size_t bytes)
+{
+    const void *pc = SIM_PC;
+    Quiet quiet;
+    check_alignment(global, bytes, Access::WRITE, pc);
+    global_access(global, bytes, Access::WRITE, pc);
+    memcpy(global, from, bytes);
+}
+
 uint64_t atomic(Atomic operation, void *address, size_t bytes, uint64_t value, uint64_t expected)
 {
     const void *pc = SIM_PC;
     Quiet quiet;
-    if (reinterpret_cast<uintptr_t>(address) % bytes)
-        report(pc, "updates %zu bytes at an address that is no multiple of it", bytes);
+    check_alignment(address, bytes, Access::ATOMIC, pc);
     if (is_shared(address))
         shared_access(address, bytes, Access::ATOMIC, pc);
     else

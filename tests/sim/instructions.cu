@@ -378,7 +378,34 @@ __global__ void reciprocal_approx_kernel(const uint32_t *in, uint32_t *out)
         out[i] = float_bits(reciprocal_approx(bits_float(0x01000000u + in[i] % 0x7d000000u)));
 }
 
-/* --- Loads and stores with hints */
+/* --- Vectors of global memory: thread t reads those from the end on */
+
+__global__ void load_8_kernel(const uint32_t *in, uint32_t *out)
+{
+    const uint2 value = load_8(in + 2 * (63 - threadIdx.x));
+    out[2 * threadIdx.x] = value.x;
+    out[2 * threadIdx.x + 1] = value.y;
+}
+
+__global__ void load_16_kernel(const uint32_t *in, uint32_t *out)
+{
+    const uint4 value = load_16(in + 4 * (63 - threadIdx.x));
+    out[4 * threadIdx.x] = value.x;
+    out[4 * threadIdx.x + 1] = value.y;
+    out[4 * threadIdx.x + 2] = value.z;
+    out[4 * threadIdx.x + 3] = value.w;
+}
+
+__global__ void store_8_kernel(const uint32_t *in, uint32_t *out)
+{
+    store_8(out + 2 * threadIdx.x, make_uint2(in[threadIdx.x], in[threadIdx.x + 64]));
+}
+
+__global__ void store_16_kernel(const uint32_t *in, uint32_t *out)
+{
+    store_16(out + 4 * threadIdx.x,
+             make_uint4(in[threadIdx.x], in[threadIdx.x + 64], in[threadIdx.x + 128], in[threadIdx.x + 192]));
+}
 
 __global__ void load_once_kernel(const uint32_t *in, uint32_t *out)
 {
@@ -414,7 +441,8 @@ const Instruction kInstructions[] = {
     INSTRUCTION(mma_f16),      INSTRUCTION(mma_ldmatrix),      INSTRUCTION(mma_tf32),
     INSTRUCTION(popcount),     INSTRUCTION(leading_zeros),     INSTRUCTION(float_bits),
     INSTRUCTION(to_tf32),      APPROXIMATION(exp2_approx, 2),  APPROXIMATION(reciprocal_approx, 1),
-    INSTRUCTION(load_once),    INSTRUCTION(store_once),
+    INSTRUCTION(load_8),       INSTRUCTION(load_16),           INSTRUCTION(store_8),
+    INSTRUCTION(store_16),     INSTRUCTION(load_once),         INSTRUCTION(store_once),
 };
 const int kNumInstructions = sizeof kInstructions / sizeof *kInstructions;
 

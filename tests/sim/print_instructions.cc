@@ -1,6 +1,5 @@
-/* Prints a line for each instruction: its name and a hash of what it gave, or for an approximation the words
- * themselves. On a GPU that output is a golden file; with golden files as arguments, what differs is an error.
- *     print_instructions [GOLDEN...] */
+#include "tests/sim/print_instructions.h"
+
 #include "tests/sim/instructions.cuh"
 
 #include <fstream>
@@ -65,12 +64,14 @@ bool read_golden(const char *file, golden_t *golden)
 
 } // namespace
 
-int main(int argc, char **argv)
+int print_instructions(int ordinal, char **files)
 {
     golden_t golden;
     int different = 0, unconfirmed = 0;
-    for (int i = 1; i < argc; i++)
-        if (!read_golden(argv[i], &golden)) return fprintf(stderr, "cannot read %s\n", argv[i]), 2;
+    for (; *files; files++)
+        if (!read_golden(*files, &golden)) return fprintf(stderr, "cannot read %s\n", *files), 2;
+    const cudaError_t entered = cudaSetDevice(ordinal);
+    if (entered) return fprintf(stderr, "CUDA device %d: %s\n", ordinal, cudaGetErrorString(entered)), 2;
     for (int i = 0; i < kNumInstructions; i++) {
         const Instruction &instruction = kInstructions[i];
         std::vector<uint32_t> words;

@@ -158,6 +158,7 @@ cudaError_t cudaSetDevice(int device)
 {
     SIM_ENTER();
     if (device < 0 || device >= devices.count) return keep_error(cudaErrorInvalidDevice);
+    if (devices.memory == 0) return keep_error(cudaErrorMemoryAllocation); // as no context fits
     device_of_thread = device;
     return cudaSuccess;
 }

@@ -24,7 +24,8 @@ extern "C" {
 /* Seed of the order of blocks and threads; at the start that of the environment variable CUMOE_SIM_SEED, or 1. */
 void sim_set_seed(uint64_t seed);
 
-/* COUNT devices of compute capability MAJOR.MINOR with MEMORY bytes each. At the start one of 8.0 with 80 GiB. */
+/* COUNT devices of compute capability MAJOR.MINOR with MEMORY bytes each, 0 = taken by others. At the start one of
+ * 8.0 with 80 GiB. */
 void sim_set_devices(int count, int major, int minor, size_t memory);
 
 /* The CALL-th call of the runtime from now on fails, and nothing else of it happens; 0 = none. */

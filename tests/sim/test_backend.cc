@@ -53,6 +53,12 @@ void test_refusals()
     expect_no_cuda(0, {"simulated GPU", "7.5", "8.0"});
     sim_set_devices(2, 8, 0, kGiB);
     expect_no_cuda(2, {"ordinal = 2", "2 CUDA devices"});
+    cumoe_handle_t *none = kUntouched;
+    EXPECT(cumoe_handle_create(&none, CUMOE_BACKEND_AUTO, 2) == CUMOE_UNSUPPORTED_DEVICE && none == kUntouched,
+           "%s", "no error");
+    expect_sentence("2 CUDA devices");
+    sim_set_devices(1, 9, 0, 0); // full
+    expect_no_cuda(0, {"CUDA device 0 cannot be used", "cudaErrorMemoryAllocation"});
 
     // Whatever CUDA call of the opening fails: AUTO takes the CPU.
     sim_set_devices(1, 9, 0, kGiB);

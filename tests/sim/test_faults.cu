@@ -230,6 +230,16 @@ __global__ void misaligned_load(const uint32_t *in, uint32_t *out)
         reinterpret_cast<uint64_t *>(out)[0] = *reinterpret_cast<const uint64_t *>(in + 1); // @misaligned
 }
 
+__global__ void misaligned_vector(const uint32_t *in, uint32_t *out)
+{
+    if (threadIdx.x == 0) store_16(out + 2, load_16(in)); // @vector
+}
+
+__global__ void vector_past_the_end(const uint32_t *in, uint32_t *out)
+{
+    if (threadIdx.x == 0) store_8(out, load_8(in + kWords)); // @vector_past
+}
+
 __global__ void ldmatrix_off_row(const uint32_t *, uint32_t *out)
 {
     uint32_t tile[4], *word = shared_words();
@@ -308,6 +318,8 @@ const Fault kFaults[] = {
     FAULT(past_the_allocation, "@past_global: reads 4 bytes at byte 256 of an allocation of 256"),
     FAULT(before_the_allocation, "@before_global: writes 4 bytes at byte # of an allocation of #"),
     FAULT(misaligned_load, "@misaligned: reads 8 bytes at an address that is no multiple of it"),
+    FAULT(misaligned_vector, "@vector: writes 16 bytes at an address that is no multiple of it"),
+    FAULT(vector_past_the_end, "@vector_past: reads 8 bytes at byte 256 of an allocation of 256"),
     FAULT(ldmatrix_off_row, "@off_row: ldmatrix of an address that is no multiple of 16"),
     FAULT(more_than_the_launch_gave, "@too_much: takes 1 bytes of shared memory at 512, but the launch gave 512"),
     FAULT(global_without_barrier,

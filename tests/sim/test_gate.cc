@@ -33,6 +33,13 @@ const Case kCases[] = {
     {"a block, in double", 3, 3, 4, 1027, 2, kNoisy, kF64},
     {"more experts than shared sums", 3, 2, 3, 2050, 3, kNoisy, kF16, true, true, false},
     {"inference", 40, 40, 12, 10, 4, kNoisy, kF16, true, false, true, false, 1, true},
+    {"small tiles", 13, 13, 264, 20, 3},
+    {"small tiles of few rows", 6, 5, 132, 12, 2, kNoisy, kBf16, true},
+    {"small tiles by lines", 21, 19, 64, 136, 3, kNoisy, kF32, true, true, true, false, 1 << 24, true},
+    {"larger tiles", 70, 67, 100, 28, 4, kNoisy, kF16, true},
+    {"larger tiles by lines", 43, 43, 60, 36, 2, kNoisy, kF16, true, true, true},
+    {"larger tiles of inference", 67, 67, 64, 64, 4, kNoisy, kF32, false, false},
+    {"hostile, whole runs", 40, 40, 136, 8, 2, kNoisy, kBf16, true, true, true, true},
     {"hostile", 90, 88, 6, 9, 2, kNoisy, kF32, false, true, true, true},
     {"hostile inference", 60, 60, 6, 9, 3, kNoisy, kBf16, true, false, false, true},
     {"hostile block", 6, 6, 3, 1026, 2, kNoisy, kF32, false, true, false, true},
@@ -388,6 +395,33 @@ void run_case(const Case &c, uint64_t seed)
     check_same(run, c.gate != kOutside);
 }
 
+/* Sums over many tokens and experts, which together pass 2^64: the gradients are those of sums that are 2^41 times
+ * smaller, divided by that. */
+void check_huge_sums()
+{
+    const int64_t units[] = {3, 2, 1, 1, 1, 0}; // together 2^3
+    const Case c = {"huge sums", 12, 12, 5, 6, 2, kNoisy, kF64};
+    std::vector<double> gradients[2];
+    for (int huge = 0; huge < 2; huge++) {
+        Run run(c, 1);
+        run.forward(true);
+        const std::vector<double> nothing(run.slots());
+        (void)cudaMemcpy(run.dweight.at(true), nothing.data(), 8 * nothing.size(), cudaMemcpyHostToDevice);
+        std::vector<int64_t> sums;
+        for (int64_t value : units) sums.push_back(value << (huge ? 61 : 20));
+        (void)cudaMemcpy(run.importance.at(true), sums.data(), 8 * sums.size(), cudaMemcpyHostToDevice);
+        (void)cudaMemcpy(run.load.at(true), sums.data(), 8 * sums.size(), cudaMemcpyHostToDevice);
+        run.backward(true);
+        for (const Array *array : {&run.dx_gate, &run.dw_gate, &run.dw_noise})
+            for (double value : decode(kF64, array->device.read()))
+                gradients[huge].push_back(std::ldexp(value, huge ? 41 : 0));
+    }
+    double largest = 0;
+    for (double value : gradients[0]) largest = std::max(largest, std::fabs(value));
+    EXPECT(largest > 1, "%s: gradients of at most %g", c.name, largest);
+    EXPECT(gradients[0] == gradients[1], "%s: not those of small ones", c.name);
+}
+
 } // namespace
 
 int main(int argc, char **argv)
@@ -402,6 +436,7 @@ int main(int argc, char **argv)
             if (check::failures > before)
                 printf("%s failed with seed %llu\n", c.name, static_cast<unsigned long long>(seed));
         }
+    if (only.empty()) check_huge_sums();
     EXPECT(sim_num_objects() == 0, "%lld left", static_cast<long long>(sim_num_objects()));
     return check::result();
 }

@@ -212,6 +212,10 @@ const std::map<std::string, std::function<words_t()>> kExpected = {
      [] { return each(256, [](int i) { return as_bits(exp2f((static_cast<float>(i) - 128) * 0.871f)); }); }},
     {"reciprocal_approx",
      [] { return each(256, [](int i) { return as_bits(1 / as_float(0x01000000u + in(i) % 0x7d000000u)); }); }},
+    {"load_8", [] { return each(128, [](int n) { return in(2 * (63 - n / 2) + n % 2); }); }},
+    {"load_16", [] { return each(256, [](int n) { return in(4 * (63 - n / 4) + n % 4); }); }},
+    {"store_8", [] { return each(128, [](int n) { return in(n / 2 + 64 * (n % 2)); }); }},
+    {"store_16", [] { return each(256, [](int n) { return in(n / 4 + 64 * (n % 4)); }); }},
     {"load_once", [] { return each(256, in); }},
     {"store_once", [] { return each(256, [](int n) { return in(n / 4 + 64 * (n % 4)); }); }},
 };

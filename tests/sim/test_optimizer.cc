@@ -44,6 +44,7 @@ const Case kCases[] = {
     {"factored, BF16", true, CUMOE_BF16, CUMOE_F32, 2, 40, 72, Layout::ROWS_APART, Layout::PLAIN},
     {"factored, F16, all transposed", true, CUMOE_F16, CUMOE_F16, 2, 37, 45, Layout::TRANSPOSED,
      Layout::TRANSPOSED},
+    {"factored, more experts than blocks", true, CUMOE_F32, CUMOE_F32, 9, 40, 6, Layout::PLAIN, Layout::PLAIN},
     {"factored, one column", true, CUMOE_F32, CUMOE_F32, 2, 300, 1, Layout::PLAIN, Layout::PLAIN},
 };
 

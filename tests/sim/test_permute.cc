@@ -116,9 +116,9 @@ void run(const Case &c, uint64_t seed)
     EXPECT(cumoe::permute(context, args, nullptr) == cudaSuccess, "%s", c.name);
 
     // Behind what is there, nothing is written.
-    const auto is = [](const std::vector<int32_t> &values, std::vector<int32_t> expected) {
-        expected.resize(values.size(), -1);
-        return values == expected;
+    const auto is = [](const std::vector<int32_t> &values, std::vector<int32_t> wanted) {
+        wanted.resize(values.size(), -1);
+        return values == wanted;
     };
     EXPECT(offset.read() == expected.offset, "%s, seed %llu", c.name, static_cast<unsigned long long>(seed));
     EXPECT(slot_row.read() == expected.slot_row, "%s, seed %llu", c.name, static_cast<unsigned long long>(seed));

@@ -21,7 +21,13 @@ static bool is_set(const char *name)
 
 bool device_is_slow(void)
 {
-    return is_set("CUMOE_TEST_SHORT");
+    const char *value = getenv("CUMOE_TEST_SHORT");
+    return value && atoi(value) > 0;
+}
+
+int device_share(void)
+{
+    return device_is_slow() ? atoi(getenv("CUMOE_TEST_SHORT")) : 1;
 }
 
 bool device_has_twins(const cumoe_handle_t *handle)

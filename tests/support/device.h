@@ -14,8 +14,11 @@
 /* The backend that the environment variable CUMOE_TEST_BACKEND names, cpu or cuda; the CPU if it is not set. */
 cumoe_backend_t device_backend(void);
 
-/* Shall tables be shortened? The environment variable CUMOE_TEST_SHORT is 1: the simulator is slow. */
+/* Shall tables be shortened? The environment variable CUMOE_TEST_SHORT is 1 or more: the simulator is slow. */
 bool device_is_slow(void);
+
+/* CUMOE_TEST_SHORT, at least 1: of what is left in the tables, one problem in so many is run. */
+int device_share(void);
 
 /* Do buffers have twins? */
 bool device_has_twins(const cumoe_handle_t *handle);

@@ -102,6 +102,7 @@ Test(optimizer_state, layouts_do_not_change_bits)
 {
     for (int optimizer = 0; optimizer < COUNT(OPTIMIZERS); optimizer++)
         for (int i = 0; i < 36; i++) {
+            if (device_is_slow() && (i / 3 + i) % 3 != optimizer % 3) continue;
             optimizer_case_t c = {.H = 45,
                                   .I = 70,
                                   .optimizer = OPTIMIZERS[optimizer],

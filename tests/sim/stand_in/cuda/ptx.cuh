@@ -340,16 +340,44 @@ __device__ __forceinline__ float reciprocal_approx(float x)
     return std::fpclassify(y) == FP_SUBNORMAL ? std::copysign(0.0f, y) : y;
 }
 
-/* --- Loads and stores with hints. combine: rows of expert outputs and of y */
+/* --- Vectors of global memory. runs of epilogues, combine, optimizer */
+
+template <typename Words>
+__device__ __forceinline__ Words sim_load(const void *address)
+{
+    Words value;
+    sim::load_vector(&value, address, sizeof value);
+    return value;
+}
+
+__device__ __forceinline__ uint2 load_8(const void *address)
+{
+    return sim_load<uint2>(address);
+}
+
+__device__ __forceinline__ uint4 load_16(const void *address)
+{
+    return sim_load<uint4>(address);
+}
+
+__device__ __forceinline__ void store_8(void *address, uint2 value)
+{
+    sim::store_vector(address, &value, sizeof value);
+}
+
+__device__ __forceinline__ void store_16(void *address, uint4 value)
+{
+    sim::store_vector(address, &value, sizeof value);
+}
 
 __device__ __forceinline__ uint4 load_once(const uint4 *address)
 {
-    return *address;
+    return load_16(address);
 }
 
 __device__ __forceinline__ void store_once(uint4 *address, uint4 value)
 {
-    *address = value;
+    store_16(address, value);
 }
 
 } // namespace cumoe
