@@ -26,9 +26,8 @@ typedef enum cumoe_copy { CUMOE_COPY_TO_DEVICE = 0, CUMOE_COPY_TO_HOST = 1, CUMO
  * ordinal  which of them, from 0; the CPU has only 0
  *
  * CUMOE_INVALID_ARGUMENT    handle is NULL, backend unknown, ordinal negative
- * CUMOE_UNSUPPORTED_DEVICE  no such device, no driver, a GPU that is full or taken by others or older than sm_80, or
- *                           the library was built without this backend
- * CUMOE_OUT_OF_MEMORY       host memory
+ * CUMOE_UNSUPPORTED_DEVICE  no such device, no driver, a GPU that is full or taken by others or older than sm_80,
+ * or the library was built without this backend CUMOE_OUT_OF_MEMORY       host memory
  *
  * Allocates: yes.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_handle_create(cumoe_handle_t **handle, cumoe_backend_t backend,

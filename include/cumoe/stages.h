@@ -160,7 +160,8 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_combine(const cumoe_layer_t *laye
 /* With g = weight of a row, d = gather(dy) w_down:
  *   dweight = <d, hidden> (+ <dy, b_down>),  dz = g d act'(z),  dw_down = gather(dy)^T (g hidden),
  *   db_down = sum of g dy.
- * g hidden is rounded to the token type on CUDA, scaled by a power of two for each expert so that no g is too small. */
+ * g hidden is rounded to the token type on CUDA, scaled by a power of two for each expert so that no g is too
+ * small. */
 typedef struct cumoe_down_backward_args {
     size_t struct_size;
     int64_t num_tokens;
