@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(kBeginThreads)
     }
     if (e < kGateCounters) sums.counter[e] = 0;
     if (e > 0) return;
+    *sums.tokens = 0;
     if (call) given = *call;
     if (given.live_tokens < 0) given.live_tokens = 0;
     if (given.live_tokens > num_tokens) given.live_tokens = num_tokens;
@@ -123,7 +124,7 @@ write_statistics(const GateSums &sums, const int64_t *fixed_load, int32_t num_ex
     max_load = block_max(max_load, shared.integer);
     if (threadIdx.x > 0) return;
     cumoe_statistics_t s = {};
-    s.tokens = static_cast<int64_t>(sums.counter[kTokens]);
+    s.tokens = static_cast<int64_t>(*sums.tokens);
     s.rows = static_cast<int64_t>(rows);
     s.nan_logits = static_cast<int64_t>(sums.counter[kNanLogits]);
     s.nan_tokens = static_cast<int64_t>(sums.counter[kNanTokens]);
@@ -238,7 +239,8 @@ cudaError_t run_gate(const cumoe_context_t &context, const cumoe_gate_args_t &ar
     const cumoe_config_t &c = context.config;
     const GateScratch scratch = gate_scratch(context, args.num_tokens, false, args.workspace, values);
     const GateSums sums = {reinterpret_cast<uint64_t *>(args.routing.importance),
-                           reinterpret_cast<uint64_t *>(args.routing.load), scratch.count, scratch.counter};
+                           reinterpret_cast<uint64_t *>(args.routing.load), scratch.count, scratch.counter,
+                           reinterpret_cast<uint64_t *>(args.routing.tokens)};
     const cumoe_call_t given = {args.seed, args.offset, args.first_token, args.num_tokens};
     const unsigned blocks = static_cast<unsigned>((c.num_experts + kBeginThreads - 1) / kBeginThreads);
     cudaError_t error = launch({dim3(blocks), dim3(kBeginThreads), stream}, gate_begin_kernel, given, args.call,

@@ -14,6 +14,7 @@ struct GateSums {
     uint64_t *importance, *load;
     uint32_t *count;
     uint64_t *counter;
+    uint64_t *tokens; // [1]
 };
 
 /* The rows and importance of a block, kept in shared memory where experts are few; else those of the device
@@ -38,7 +39,7 @@ struct SharedSums {
         if (!kept) return device;
         for (int32_t e = threadIdx.x; e < num_experts; e += blockDim.x) importance[e] = count[e] = 0;
         sync_threads();
-        return {importance, device.load, count, device.counter};
+        return {importance, device.load, count, device.counter, device.tokens};
     }
     __device__ __forceinline__ void end(const GateSums &device, int32_t num_experts) const
     {
@@ -248,7 +249,7 @@ __global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads,
 
     // From the block to the device.
     if (team.rank == 0) {
-        atomic_add(&tokens.sums.counter[kTokens], counted);
+        atomic_add(tokens.sums.tokens, counted);
         atomic_add(&tokens.sums.counter[kNanLogits], nan_logits);
         atomic_add(&tokens.sums.counter[kNanTokens], nan_tokens);
     }
@@ -301,7 +302,7 @@ __global__ void __launch_bounds__(kSlotThreads, kSlotBlocksPerSm) gate_external_
     tokens = reduce_add(kFullMask, tokens);
     bad_indices = reduce_add(kFullMask, bad_indices);
     if (threadIdx.x % kWarp == 0) {
-        atomic_add(&in.sums.counter[kTokens], static_cast<uint64_t>(tokens));
+        atomic_add(in.sums.tokens, static_cast<uint64_t>(tokens));
         atomic_add(&in.sums.counter[kBadIndices], static_cast<uint64_t>(bad_indices));
     }
     sync_threads(); // the sums of all warps are there

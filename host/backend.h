@@ -67,6 +67,8 @@ typedef struct cumoe_backend_ops {
                                        cumoe_stream_t);
 
     /* Parameters. */
+    cumoe_status_t (*gate_bias_update)(const cumoe_context_t *, void *gate_bias, const int32_t *expert_count,
+                                       float rate, cumoe_stream_t);
     cumoe_status_t (*weights_init)(const cumoe_context_t *, uint64_t seed, const cumoe_weights_t *, cumoe_stream_t);
     /* parameters is host memory, read during the call. args->call is device memory: whether to skip, and whether t
      * <= 1, which first clears the state and fills all masters, is decided on the device. */

@@ -83,6 +83,9 @@ static cumoe_status_t check_kinds(const char *function, const cumoe_config_t *c)
     RANGE(recompute, 0, 1, "0 or 1");
     RANGE(renormalize, 0, 1, "0 or 1");
     RANGE(max_rows, 0, INT32_MAX, "0..2^31 - 1");
+    CUMOE_REQUIRE(c->max_rows == 0 || c->gate == CUMOE_GATE_BALANCED, INVALID_ARGUMENT,
+                  "%s: config.max_rows = %lld, but only with CUMOE_GATE_BALANCED rows vary in number: must be 0",
+                  function, (long long)c->max_rows);
     RANGE(max_threads, 0, 4096, "0..4096");
     RANGE(max_sms, 0, 4096, "0..4096");
     return CUMOE_SUCCESS;

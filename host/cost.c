@@ -95,11 +95,17 @@ static void count_bytes(const facts_t *f, cumoe_cost_t *cost)
 /* Routing as the layer keeps it: see cumoe_routing_t, cumoe_rows_t. */
 static size_t routing_size(const facts_t *f)
 {
-    const int64_t slot = 4 * (int64_t)sizeof(int32_t) + f->gate; /* expert, row_token, row_slot, slot_row; weight */
-    const int64_t expert = 2 * (int64_t)sizeof(int64_t) + (int64_t)sizeof(int32_t); /* importance, load; offset */
-    const bool varies = f->config->gate == CUMOE_GATE_BALANCED;                     /* token_slot */
-    return sizeof(cumoe_call_t) + (size_t)(f->rows * slot + f->E * expert) + sizeof(int32_t) +
-           (varies ? (size_t)(f->tokens + 1) * sizeof(int32_t) : 0);
+    const cumoe_config_t *c = f->config;
+    const int64_t rows = cumoe__max_rows(c, f->tokens), slots = cumoe__max_slots(c, f->tokens);
+    const int64_t index = sizeof(int32_t), sum = sizeof(int64_t);
+    int64_t size = (int64_t)sizeof(cumoe_call_t) + sum;       /* call, tokens */
+    size += slots * (2 * index + f->gate) + rows * 2 * index; /* expert, slot_row, weight; row_token, row_slot */
+    size += f->E * (2 * sum + index) + index;                 /* importance, load, offset */
+    if (cumoe__has_token_slots(c))
+        size += (f->tokens + 1 + slots + f->E) * index; /* token_slot, slot_token, excess */
+    if (c->gate == CUMOE_GATE_HIERARCHICAL)
+        size += f->tokens * c->top_k_groups * (index + f->gate) + c->num_groups * (sum + index);
+    return (size_t)size;
 }
 
 static void count_memory(const facts_t *f, cumoe_cost_t *cost)
@@ -114,7 +120,8 @@ static void count_memory(const facts_t *f, cumoe_cost_t *cost)
     cost->adam_state_size = (size_t)(f->gate * (2 * (matrices + biases + f->gate_values) + masters));
     cost->factored_state_size = (size_t)(f->gate * (means + 2 * (biases + f->gate_values) + masters));
     cost->saved_size_recomputing = routing_size(f);
-    cost->saved_size = cost->saved_size_recomputing + (size_t)(f->token * f->rows * f->Z);
+    cost->saved_size =
+        cost->saved_size_recomputing + (size_t)(f->token * cumoe__max_rows(f->config, f->tokens) * f->Z);
 }
 
 static cumoe_status_t check(const cumoe_config_t *config, int64_t num_tokens, int64_t num_timesteps,

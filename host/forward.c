@@ -22,15 +22,23 @@ static cumoe_status_t check_arrays(const cumoe_layer_t *layer, cumoe_forward_arg
         {"call", a->call, 8, false},
         {"chosen_expert", a->chosen_expert, 16, false},
         {"chosen_weight", a->chosen_weight, 16, false},
+        {"chosen_offset", a->chosen_offset, 16, false},
         {"expert_count", a->expert_count, 16, false},
         {"importance", a->importance, 16, false},
         {"load", a->load, 16, false},
+        {"batch_threshold", a->batch_threshold, 16, false},
         {"losses", a->losses, 16, false},
         {"statistics", a->statistics, 8, false},
     };
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++)
         CUMOE_TRY(
             cumoe__check_array(function, arrays[i].name, arrays[i].ptr, arrays[i].alignment, arrays[i].required));
+    CUMOE_REQUIRE(
+        !a->chosen_offset || cumoe__has_token_slots(config), INVALID_ARGUMENT,
+        "%s: chosen_offset = %p, but only with CUMOE_GATE_BALANCED the choices of tokens vary in number: must "
+        "be NULL",
+        function, (void *)a->chosen_offset);
+    CUMOE_TRY(cumoe__check_batch_threshold(function, layer, a->batch_threshold, a->training));
     CUMOE_REQUIRE(
         !cumoe__overlap(a->x, a->x_stride, a->y, a->y_stride, a->num_tokens, H, cumoe__dtype_size(config->dtype)),
         INVALID_ARGUMENT, "%s: y = %p overlaps x = %p, but x stays unchanged", function, a->y, a->x);
@@ -84,6 +92,7 @@ static cumoe_gate_args_t gate_args(const cumoe_forward_args_t *a, const cumoe_we
         .expert_count = a->expert_count,
         .importance = a->importance,
         .load = a->load,
+        .batch_threshold = a->batch_threshold,
         .losses = a->losses,
         .statistics = a->statistics,
         .workspace = layout->stage,
@@ -95,13 +104,17 @@ static cumoe_status_t copy_choices(const cumoe_layer_t *layer, const cumoe_forwa
                                    const cumoe_layout_t *l, cumoe_stream_t stream)
 {
     const cumoe_config_t *config = &layer->context.config;
-    const size_t slots = (size_t)a->num_tokens * (size_t)config->top_k;
+    const size_t slots = (size_t)cumoe__max_slots(config, a->num_tokens);
     if (a->chosen_expert)
         CUMOE_TRY(layer->handle->ops->memory_copy(layer->handle->device, a->chosen_expert, l->routing.expert,
                                                   slots * sizeof(int32_t), CUMOE_COPY_ON_DEVICE, stream));
     if (a->chosen_weight)
         CUMOE_TRY(layer->handle->ops->memory_copy(layer->handle->device, a->chosen_weight, l->routing.weight,
                                                   slots * cumoe__dtype_size(cumoe__gate_dtype(config)),
+                                                  CUMOE_COPY_ON_DEVICE, stream));
+    if (a->chosen_offset)
+        CUMOE_TRY(layer->handle->ops->memory_copy(layer->handle->device, a->chosen_offset, l->routing.token_slot,
+                                                  (size_t)(a->num_tokens + 1) * sizeof(int32_t),
                                                   CUMOE_COPY_ON_DEVICE, stream));
     return CUMOE_SUCCESS;
 }

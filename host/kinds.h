@@ -34,6 +34,36 @@ static inline bool cumoe__is_noisy(cumoe_gate_kind_t gate)
     return gate == CUMOE_GATE_NOISY_TOPK || gate == CUMOE_GATE_HIERARCHICAL;
 }
 
+/* Tokens choose as many experts as took them: routing.token_slot says where their slots are. */
+static inline bool cumoe__has_token_slots(const cumoe_config_t *config)
+{
+    return config->gate == CUMOE_GATE_BALANCED;
+}
+
+/* Most rows of BALANCED where thresholds decide. */
+static inline int64_t cumoe__max_rows_of_thresholds(const cumoe_config_t *config, int64_t num_tokens)
+{
+    const int64_t average = num_tokens * config->top_k, all = num_tokens * config->num_experts;
+    const int64_t wanted = config->max_rows > 0 ? config->max_rows : average;
+    return wanted < all ? wanted : all;
+}
+
+/* Most rows of a call: see cumoe_layer_max_rows(). Where experts decide they take one token at least. */
+static inline int64_t cumoe__max_rows(const cumoe_config_t *config, int64_t num_tokens)
+{
+    const int64_t average = num_tokens * config->top_k;
+    if (config->gate != CUMOE_GATE_BALANCED || num_tokens == 0) return average;
+    const int64_t thresholds = cumoe__max_rows_of_thresholds(config, num_tokens);
+    const int64_t batchwise = average > config->num_experts ? average : config->num_experts;
+    return batchwise > thresholds ? batchwise : thresholds;
+}
+
+/* Most slots of a call: those of rows, and with BALANCED one for each token that is NaN. */
+static inline int64_t cumoe__max_slots(const cumoe_config_t *config, int64_t num_tokens)
+{
+    return cumoe__max_rows(config, num_tokens) + (cumoe__has_token_slots(config) ? num_tokens : 0);
+}
+
 /* Columns of the pre-activations z: up, then glu. */
 static inline int64_t cumoe__z_width(const cumoe_config_t *config)
 {

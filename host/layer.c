@@ -27,6 +27,17 @@ void cumoe_layer_destroy(cumoe_layer_t *layer)
     free(layer);
 }
 
+cumoe_status_t cumoe_layer_max_rows(const cumoe_layer_t *layer, int64_t num_tokens, int64_t *max_rows,
+                                    int64_t *max_slots)
+{
+    const char *function = "cumoe_layer_max_rows";
+    CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
+    CUMOE_TRY(cumoe__check_tokens(function, layer, num_tokens));
+    if (max_rows) *max_rows = cumoe__max_rows(&layer->context.config, num_tokens);
+    if (max_slots) *max_slots = cumoe__max_slots(&layer->context.config, num_tokens);
+    return CUMOE_SUCCESS;
+}
+
 cumoe_status_t cumoe_layer_buffer_sizes(const cumoe_layer_t *layer, int64_t num_tokens, size_t *workspace_size,
                                         size_t *saved_size)
 {

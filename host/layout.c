@@ -5,22 +5,37 @@
 static void place_routing(cumoe_arena_t *arena, const cumoe_layer_t *layer, int64_t T, cumoe_layout_t *layout)
 {
     const cumoe_config_t *config = &layer->context.config;
-    const size_t slots = (size_t)T * (size_t)config->top_k, E = (size_t)config->num_experts;
-    layout->routing = (cumoe_routing_t){
+    const size_t E = (size_t)config->num_experts, gate = cumoe__dtype_size(cumoe__gate_dtype(config));
+    const size_t slots = (size_t)cumoe__max_slots(config, T), R = (size_t)cumoe__max_rows(config, T);
+    cumoe_routing_t *routing = &layout->routing;
+    *routing = (cumoe_routing_t){
         .call = cumoe__take(arena, sizeof(cumoe_call_t)),
+        .tokens = cumoe__take(arena, sizeof(int64_t)),
         .expert = cumoe__take(arena, slots * sizeof(int32_t)),
-        .weight = cumoe__take(arena, slots * cumoe__dtype_size(cumoe__gate_dtype(config))),
+        .weight = cumoe__take(arena, slots * gate),
         .importance = cumoe__take(arena, E * sizeof(int64_t)),
         .load = cumoe__take(arena, E * sizeof(int64_t)),
     };
+    if (cumoe__has_token_slots(config)) {
+        routing->token_slot = cumoe__take(arena, (size_t)(T + 1) * sizeof(int32_t));
+        routing->slot_token = cumoe__take(arena, slots * sizeof(int32_t));
+        routing->excess = cumoe__take(arena, E * sizeof(int32_t));
+    }
+    if (config->gate == CUMOE_GATE_HIERARCHICAL) {
+        const size_t choices = (size_t)T * (size_t)config->top_k_groups, G = (size_t)config->num_groups;
+        routing->primary_group = cumoe__take(arena, choices * sizeof(int32_t));
+        routing->primary_weight = cumoe__take(arena, choices * gate);
+        routing->primary_load = cumoe__take(arena, G * sizeof(int64_t));
+        routing->primary_count = cumoe__take(arena, G * sizeof(int32_t));
+    }
     layout->rows = (cumoe_rows_t){
         .offset = cumoe__take(arena, (E + 1) * sizeof(int32_t)),
-        .row_token = cumoe__take(arena, slots * sizeof(int32_t)),
-        .row_slot = cumoe__take(arena, slots * sizeof(int32_t)),
+        .row_token = cumoe__take(arena, R * sizeof(int32_t)),
+        .row_slot = cumoe__take(arena, R * sizeof(int32_t)),
         .slot_row = cumoe__take(arena, slots * sizeof(int32_t)),
     };
     if (layer->handle->ops->row_tiles) {
-        const int64_t size = cumoe_tile_size(T * config->top_k, config->num_experts);
+        const int64_t size = cumoe_tile_size((int64_t)R, config->num_experts);
         layout->rows.tile = cumoe__take(arena, (size_t)size * sizeof(int32_t));
     }
 }
@@ -42,7 +57,8 @@ cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int6
 {
     const cumoe_config_t *config = &layer->context.config;
     const size_t token = cumoe__dtype_size(config->dtype), gate = cumoe__dtype_size(cumoe__gate_dtype(config));
-    const size_t T = (size_t)num_tokens, R = T * (size_t)config->top_k, H = (size_t)config->hidden_size;
+    const size_t T = (size_t)num_tokens, H = (size_t)config->hidden_size;
+    const size_t R = (size_t)cumoe__max_rows(config, num_tokens);
     const size_t z_size = R * (size_t)cumoe__z_width(config) * token;
     const bool glu = cumoe__is_glu(config->activation), linear = cumoe__is_linear(config->activation);
 
@@ -62,7 +78,7 @@ cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int6
     if (pass == CUMOE_PASS_BACKWARD) {
         layout.backward.dz = cumoe__take(&scratch, z_size);
         layout.backward.drows = linear ? layout.backward.dz : cumoe__take(&scratch, R * H * token);
-        layout.backward.dweight = cumoe__take(&scratch, R * gate);
+        layout.backward.dweight = cumoe__take(&scratch, (size_t)cumoe__max_slots(config, num_tokens) * gate);
         layout.backward.dx_gate = cumoe__take(&scratch, T * H * gate);
     } else {
         const bool in_place = linear || (!z_is_kept && !glu);

@@ -20,7 +20,7 @@ typedef struct cumoe_layout {
         struct {
             void *dz;      /* [R, I or 2I] */
             void *drows;   /* [R, H]; dz itself for IDENTITY */
-            void *dweight; /* [T, K] gate type */
+            void *dweight; /* [S] gate type */
             void *dx_gate; /* [T, H] gate type */
         } backward;
     };

@@ -49,6 +49,8 @@ cumoe_status_t cumoe__check_mode(const char *function, cumoe_gradient_mode_t mod
 cumoe_status_t cumoe__check_index(const char *function, const cumoe_layer_t *layer, int64_t num_tokens,
                                   const void *index_data, const void *weight_data, cumoe_dtype_t *index,
                                   cumoe_dtype_t *weight);
+cumoe_status_t cumoe__check_batch_threshold(const char *function, const cumoe_layer_t *layer, const void *threshold,
+                                            int32_t training);
 /* ranges[0] is workspace, ranges[1] saved: neither may share a byte with another range. */
 cumoe_status_t cumoe__check_buffers_apart(const char *function, const cumoe_range_t *ranges, size_t count);
 bool cumoe__overlap(const void *a, int64_t a_stride, const void *b, int64_t b_stride, int64_t rows, int64_t width,

@@ -204,3 +204,19 @@ cumoe_status_t cumoe_optimizer_step(const cumoe_layer_t *layer, const cumoe_opti
     a.state_size = list.state.used;
     return layer->handle->ops->optimizer_step(&layer->context, &a, list.parameters, list.count, stream);
 }
+
+cumoe_status_t cumoe_gate_bias_update(const cumoe_layer_t *layer, void *gate_bias, const int32_t *expert_count,
+                                      float rate, cumoe_stream_t stream)
+{
+    static const char name[] = "cumoe_gate_bias_update";
+    CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", name);
+    CUMOE_REQUIRE(layer->context.config.gate == CUMOE_GATE_SIGMOID_TOPK, INVALID_ARGUMENT,
+                  "%s: the layer's gate is %d, but only CUMOE_GATE_SIGMOID_TOPK (6) has a bias", name,
+                  (int)layer->context.config.gate);
+    CUMOE_TRY(cumoe__check_array(name, "gate_bias", gate_bias, 16, true));
+    CUMOE_TRY(cumoe__check_array(name, "expert_count", expert_count, 16, true));
+    CUMOE_REQUIRE(isfinite(rate) && rate >= 0, INVALID_ARGUMENT, "%s: rate = %g, but must be finite and >= 0", name,
+                  (double)rate);
+    CUMOE_TRY(cumoe__check_stream(name, layer->handle, stream));
+    return layer->handle->ops->gate_bias_update(&layer->context, gate_bias, expert_count, rate, stream);
+}

@@ -77,6 +77,37 @@ cumoe_status_t cumoe_stage_workspace_size(const cumoe_layer_t *layer, cumoe_stag
     return CUMOE_SUCCESS;
 }
 
+/* What forms of routing have beside the arrays of all. */
+static cumoe_status_t check_levels(const char *function, const cumoe_config_t *config, const cumoe_routing_t *r,
+                                   bool any)
+{
+    if (cumoe__has_token_slots(config))
+        CHECK_POINTERS({"routing.token_slot", r->token_slot, true}, {"routing.slot_token", r->slot_token, any},
+                       {"routing.excess", r->excess, true});
+    if (config->gate == CUMOE_GATE_HIERARCHICAL)
+        CHECK_POINTERS(
+            {"routing.primary_group", r->primary_group, any}, {"routing.primary_weight", r->primary_weight, any},
+            {"routing.primary_load", r->primary_load, true}, {"routing.primary_count", r->primary_count, true});
+    return CUMOE_SUCCESS;
+}
+
+/* The numbers of a call, and, for the gate, of its tokens. */
+static cumoe_status_t check_call(const char *function, const cumoe_routing_t *r, bool tokens)
+{
+    CUMOE_TRY(cumoe__check_array(function, "routing.call", r->call, 8, true));
+    return cumoe__check_array(function, "routing.tokens", r->tokens, 8, tokens);
+}
+
+/* Where a token's slots are, for stages that go through its choices. */
+static cumoe_status_t check_token_slot(const char *function, const cumoe_config_t *config, const cumoe_routing_t *r)
+{
+    CUMOE_REQUIRE(
+        !r->token_slot || cumoe__has_token_slots(config), INVALID_ARGUMENT,
+        "%s: routing.token_slot = %p, but only with CUMOE_GATE_BALANCED choices vary in number: must be NULL",
+        function, (void *)r->token_slot);
+    return cumoe__check_array(function, "routing.token_slot", r->token_slot, 16, cumoe__has_token_slots(config));
+}
+
 cumoe_status_t cumoe_gate(const cumoe_layer_t *layer, const cumoe_gate_args_t *args, cumoe_stream_t stream)
 {
     const char *function = "cumoe_gate";
@@ -93,9 +124,12 @@ cumoe_status_t cumoe_gate(const cumoe_layer_t *layer, const cumoe_gate_args_t *a
     CHECK_POINTERS({"x", a.x, any && !external}, {"routing.expert", a.routing.expert, any},
                    {"routing.weight", a.routing.weight, any}, {"routing.importance", a.routing.importance, true},
                    {"routing.load", a.routing.load, true}, {"expert_count", a.expert_count, false},
-                   {"importance", a.importance, false}, {"load", a.load, false}, {"losses", a.losses, false});
+                   {"importance", a.importance, false}, {"load", a.load, false}, {"losses", a.losses, false},
+                   {"batch_threshold", a.batch_threshold, false});
+    CUMOE_TRY(check_levels(function, config, &a.routing, any));
+    CUMOE_TRY(cumoe__check_batch_threshold(function, layer, a.batch_threshold, a.training));
     CUMOE_TRY(cumoe__check_array(function, "call", a.call, 8, false));
-    CUMOE_TRY(cumoe__check_array(function, "routing.call", a.routing.call, 8, true));
+    CUMOE_TRY(check_call(function, &a.routing, true));
     CUMOE_TRY(cumoe__check_array(function, "statistics", a.statistics, 8, false));
     if (!external) CUMOE_TRY(read_weights(function, layer, &a.weights, &weights));
     CUMOE_TRY(check_scratch(function, layer, CUMOE_STAGE_GATE, a.num_tokens, a.workspace, a.workspace_size));
@@ -112,7 +146,10 @@ cumoe_status_t cumoe_permute(const cumoe_layer_t *layer, const cumoe_permute_arg
                    {"rows.tile", a.rows.tile, layer->handle->ops->row_tiles},
                    {"rows.row_token", a.rows.row_token, any}, {"rows.row_slot", a.rows.row_slot, any},
                    {"rows.slot_row", a.rows.slot_row, any});
-    CUMOE_TRY(cumoe__check_array(function, "routing.call", a.routing.call, 8, true));
+    CUMOE_TRY(check_call(function, &a.routing, false));
+    CUMOE_TRY(check_token_slot(function, &layer->context.config, &a.routing));
+    if (cumoe__has_token_slots(&layer->context.config))
+        CHECK_POINTERS({"routing.slot_token", a.routing.slot_token, any});
     CUMOE_TRY(check_scratch(function, layer, CUMOE_STAGE_PERMUTE, a.num_tokens, a.workspace, a.workspace_size));
     return layer->handle->ops->permute(&layer->context, &a, stream);
 }
@@ -161,7 +198,8 @@ cumoe_status_t cumoe_combine(const cumoe_layer_t *layer, const cumoe_combine_arg
         cumoe__check_stride(function, "y_stride", &a.y_stride, layer->context.config.hidden_size, a.num_tokens));
     CHECK_POINTERS({"routing.weight", a.routing.weight, any}, {"rows.slot_row", a.rows.slot_row, any},
                    {"output", a.output, any}, {"y", a.y, any});
-    CUMOE_TRY(cumoe__check_array(function, "routing.call", a.routing.call, 8, true));
+    CUMOE_TRY(check_call(function, &a.routing, false));
+    CUMOE_TRY(check_token_slot(function, &layer->context.config, &a.routing));
     return layer->handle->ops->combine(&layer->context, &a, stream);
 }
 
@@ -232,7 +270,8 @@ cumoe_status_t cumoe_gate_backward(const cumoe_layer_t *layer, const cumoe_gate_
                    {"routing.weight", a.routing.weight, any}, {"routing.importance", a.routing.importance, true},
                    {"routing.load", a.routing.load, true}, {"dweight", a.dweight, any},
                    {"loss_gradient", a.loss_gradient, false}, {"dx_gate", a.dx_gate, false});
-    CUMOE_TRY(cumoe__check_array(function, "routing.call", a.routing.call, 8, true));
+    CUMOE_TRY(check_levels(function, &layer->context.config, &a.routing, any));
+    CUMOE_TRY(check_call(function, &a.routing, true));
     CUMOE_TRY(read_weights(function, layer, &a.weights, &weights));
     CUMOE_TRY(read_gradients(function, layer, &a.gradients, &gradients));
     CUMOE_TRY(
@@ -251,6 +290,7 @@ cumoe_status_t cumoe_permute_backward(const cumoe_layer_t *layer, const cumoe_pe
         cumoe__check_stride(function, "dx_stride", &a.dx_stride, layer->context.config.hidden_size, a.num_tokens));
     CHECK_POINTERS({"rows.slot_row", a.rows.slot_row, any}, {"drows", a.drows, any}, {"dx_gate", a.dx_gate, false},
                    {"dx", a.dx, any});
-    CUMOE_TRY(cumoe__check_array(function, "routing.call", a.routing.call, 8, true));
+    CUMOE_TRY(check_call(function, &a.routing, false));
+    CUMOE_TRY(check_token_slot(function, &layer->context.config, &a.routing));
     return layer->handle->ops->permute_backward(&layer->context, &a, stream);
 }

@@ -12,6 +12,11 @@ cumoe_status_t cumoe__check_tokens(const char *function, const cumoe_layer_t *la
     CUMOE_REQUIRE(num_tokens <= most / config->top_k, INVALID_ARGUMENT,
                   "%s: num_tokens = %lld, but num_tokens * %d experts per token must be at most %d%s", function,
                   (long long)num_tokens, config->top_k, most, config->dtype == CUMOE_F64 ? " (2^22, F64)" : "");
+    CUMOE_REQUIRE(
+        cumoe__max_slots(config, num_tokens) <= most, INVALID_ARGUMENT,
+        "%s: num_tokens = %lld, but the rows that this may give (cumoe_layer_max_rows()) and num_tokens together "
+        "must be at most %d%s",
+        function, (long long)num_tokens, most, config->dtype == CUMOE_F64 ? " (2^22, F64)" : "");
     return CUMOE_SUCCESS;
 }
 
@@ -126,5 +131,14 @@ cumoe_status_t cumoe__check_index(const char *function, const cumoe_layer_t *lay
     CUMOE_REQUIRE(*weight == gate || *weight == config->dtype, INVALID_ARGUMENT,
                   "%s: index_weight_dtype = %d, but must be %d (gate type) or %d (config.dtype)", function,
                   (int)*weight, (int)gate, (int)config->dtype);
+    return CUMOE_SUCCESS;
+}
+
+cumoe_status_t cumoe__check_batch_threshold(const char *function, const cumoe_layer_t *layer, const void *threshold,
+                                            int32_t training)
+{
+    CUMOE_REQUIRE(!threshold || (layer->context.config.gate == CUMOE_GATE_BALANCED && training), INVALID_ARGUMENT,
+                  "%s: batch_threshold = %p, but only CUMOE_GATE_BALANCED in training has it: must be NULL",
+                  function, threshold);
     return CUMOE_SUCCESS;
 }

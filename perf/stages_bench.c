@@ -65,6 +65,7 @@ static cumoe_routing_t new_routing(bench_t *b)
     const cumoe_config_t *c = &b->subject.config;
     const int64_t slots = b->subject.num_tokens * c->top_k;
     return (cumoe_routing_t){.call = device_array(b, 1, sizeof(cumoe_call_t)),
+                             .tokens = device_array(b, 1, sizeof(int64_t)),
                              .expert = device_array(b, slots, sizeof(int32_t)),
                              .weight = device_array(b, slots, sizeof(float)),
                              .importance = device_array(b, c->num_experts, sizeof(int64_t)),

@@ -130,6 +130,7 @@ const cumoe_backend_ops_t cumoe__backend_cpu = {
     .gate_backward = cumoe__cpu_gate_backward,
     .up_backward = cumoe__cpu_up_backward,
     .permute_backward = cumoe__cpu_permute_backward,
+    .gate_bias_update = cumoe__cpu_gate_bias_update,
     .weights_init = cumoe__cpu_weights_init,
     .optimizer_step = cumoe__cpu_optimizer_step,
 };

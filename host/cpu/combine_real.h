@@ -7,13 +7,14 @@ static inline __attribute__((always_inline)) void FN(combine_piece)(const cumoe_
                                                                     const cumoe_combine_args_t *args, int64_t t,
                                                                     int64_t first, const int64_t cols)
 {
-    const int64_t H = c->hidden_size, K = c->top_k;
-    const REAL *weight = (const REAL *)args->routing.weight + t * K;
-    const int32_t *row = args->rows.slot_row + t * K;
-    const bool unusable = row[0] < 0 && isnan(weight[0]);
+    const int64_t H = c->hidden_size;
+    const cumoe_cpu_slots_t own = cumoe__cpu_slots_of(c, args->routing.token_slot, t);
+    const REAL *weight = (const REAL *)args->routing.weight;
+    const int32_t *row = args->rows.slot_row;
+    const bool unusable = own.begin < own.end && row[own.begin] < 0 && isnan(weight[own.begin]);
     REAL sum[PIECE], output[PIECE] = {0};
-    for (int i = 0; i < PIECE; i++) sum[i] = unusable ? weight[0] : 0;
-    for (int64_t j = 0; j < K; j++) {
+    for (int i = 0; i < PIECE; i++) sum[i] = unusable ? weight[own.begin] : 0;
+    for (int64_t j = own.begin; j < own.end; j++) {
         if (row[j] < 0) continue;
         FN(load)(args->output, c->dtype, row[j] * H + first, cols, output);
         for (int i = 0; i < PIECE; i++) sum[i] += weight[j] * output[i];
@@ -26,11 +27,12 @@ static inline __attribute__((always_inline)) void FN(sum_piece)(const cumoe_conf
                                                                 const cumoe_permute_backward_args_t *args,
                                                                 int64_t t, int64_t first, const int64_t cols)
 {
-    const int64_t H = c->hidden_size, K = c->top_k;
-    const int32_t *row = args->rows.slot_row + t * K;
+    const int64_t H = c->hidden_size;
+    const cumoe_cpu_slots_t own = cumoe__cpu_slots_of(c, args->routing.token_slot, t);
+    const int32_t *row = args->rows.slot_row;
     REAL sum[PIECE] = {0}, drow[PIECE] = {0};
     for (int64_t i = 0; args->dx_gate && i < cols; i++) sum[i] = ((const REAL *)args->dx_gate)[t * H + first + i];
-    for (int64_t j = 0; j < K; j++) {
+    for (int64_t j = own.begin; j < own.end; j++) {
         if (row[j] < 0) continue;
         FN(load)(args->drows, c->dtype, row[j] * H + first, cols, drow);
         for (int i = 0; i < PIECE; i++) sum[i] += drow[i];

@@ -16,6 +16,17 @@
 #define CUMOE_CPU_CLONES
 #endif
 
+/* The slots of a token. */
+typedef struct cumoe_cpu_slots {
+    int64_t begin, end;
+} cumoe_cpu_slots_t;
+
+static inline cumoe_cpu_slots_t cumoe__cpu_slots_of(const cumoe_config_t *c, const int32_t *token_slot, int64_t t)
+{
+    if (token_slot) return (cumoe_cpu_slots_t){token_slot[t], token_slot[t + 1]};
+    return (cumoe_cpu_slots_t){t * c->top_k, (t + 1) * c->top_k};
+}
+
 size_t cumoe__cpu_gate_workspace(const cumoe_context_t *context, int64_t num_tokens);
 size_t cumoe__cpu_gate_backward_workspace(const cumoe_context_t *context, int64_t num_tokens);
 size_t cumoe__cpu_permute_workspace(const cumoe_context_t *context, int64_t num_tokens);
@@ -33,6 +44,8 @@ cumoe_status_t cumoe__cpu_gate_backward(const cumoe_context_t *, const cumoe_gat
 cumoe_status_t cumoe__cpu_up_backward(const cumoe_context_t *, const cumoe_up_backward_args_t *, cumoe_stream_t);
 cumoe_status_t cumoe__cpu_permute_backward(const cumoe_context_t *, const cumoe_permute_backward_args_t *,
                                            cumoe_stream_t);
+cumoe_status_t cumoe__cpu_gate_bias_update(const cumoe_context_t *, void *gate_bias, const int32_t *expert_count,
+                                           float rate, cumoe_stream_t);
 cumoe_status_t cumoe__cpu_weights_init(const cumoe_context_t *, uint64_t seed, const cumoe_weights_t *,
                                        cumoe_stream_t);
 cumoe_status_t cumoe__cpu_optimizer_step(const cumoe_context_t *, const cumoe_optimizer_args_t *,

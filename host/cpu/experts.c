@@ -185,7 +185,7 @@ typedef struct {
 
 static down_scratch_t down_scratch(const cumoe_config_t *c, int64_t num_tokens, void *workspace)
 {
-    const size_t R = (size_t)num_tokens * (size_t)c->top_k, size = cumoe__dtype_size(cumoe__gate_dtype(c));
+    const size_t R = (size_t)cumoe__max_rows(c, num_tokens), size = cumoe__dtype_size(cumoe__gate_dtype(c));
     cumoe_arena_t arena = {(uintptr_t)workspace, 0};
     down_scratch_t s = {.panels = (c->intermediate_size + CUMOE_CPU_GEMM_COLUMNS - 1) / CUMOE_CPU_GEMM_COLUMNS};
     s.scaled = cumoe__take(&arena, R * (size_t)c->intermediate_size * size);

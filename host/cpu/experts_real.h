@@ -174,7 +174,7 @@ static void FN(write_dweight)(const cumoe_config_t *c, const cumoe_down_backward
     const cumoe_matrix_t bias = cumoe__bias_down(args->weights, c);
     REAL *dweight = args->dweight;
 #pragma omp parallel for schedule(static) num_threads(c->max_threads)
-    for (int64_t slot = 0; slot < args->num_tokens * c->top_k; slot++) {
+    for (int64_t slot = 0; slot < cumoe__max_slots(c, args->num_tokens); slot++) {
         const int64_t row = args->rows.slot_row[slot];
         REAL sum = 0;
         for (int64_t p = 0; row >= 0 && p < e->panels; p++) sum += ((const REAL *)e->partial)[row * e->panels + p];

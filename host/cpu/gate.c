@@ -132,6 +132,9 @@ static void write_call(const cumoe_gate_args_t *args)
     if (call.live_tokens < 0) call.live_tokens = 0;
     if (call.live_tokens > args->num_tokens) call.live_tokens = args->num_tokens;
     *args->routing.call = call;
+    *args->routing.tokens = 0;
+    for (int64_t t = 0; t < call.live_tokens; t++)
+        *args->routing.tokens += cumoe__cpu_token_counts(args->token_mask, t);
 }
 
 /* Slots that are not routed: masked tokens, and rows beyond the live ones. */
@@ -193,11 +196,11 @@ static void count_rows(const cumoe_config_t *c, const cumoe_gate_args_t *args, i
     if (args->expert_count) memcpy(args->expert_count, count, (size_t)c->num_experts * sizeof *count);
 }
 
-static void write_statistics(const cumoe_config_t *c, const cumoe_gate_args_t *args, int64_t live,
+static void write_statistics(const cumoe_config_t *c, const cumoe_gate_args_t *args,
                              const cumoe_cpu_gate_scratch_t *scratch, double cv2_importance, double cv2_load)
 {
-    cumoe_statistics_t s = {.cv_importance = sqrt(cv2_importance), .cv_load = sqrt(cv2_load)};
-    for (int64_t t = 0; t < live; t++) s.tokens += cumoe__cpu_token_counts(args->token_mask, t);
+    cumoe_statistics_t s = {
+        .tokens = *args->routing.tokens, .cv_importance = sqrt(cv2_importance), .cv_load = sqrt(cv2_load)};
     for (int thread = 0; thread < c->max_threads; thread++) {
         s.nan_logits += scratch->counters[thread * COUNTERS + COUNT_NAN_LOGITS];
         s.nan_tokens += scratch->counters[thread * COUNTERS + COUNT_NAN_TOKENS];
@@ -236,6 +239,24 @@ cumoe_status_t cumoe__cpu_gate(const cumoe_context_t *context, const cumoe_gate_
     const double cv2_importance = cumoe__cpu_cv2(args->routing.importance, c->num_experts, unit, NULL);
     const double cv2_load = cumoe__cpu_cv2(args->routing.load, c->num_experts, unit, NULL);
     (c->dtype == CUMOE_F64 ? write_sums_f64 : write_sums_f32)(c, args, cv2_importance, cv2_load);
-    if (args->statistics) write_statistics(c, args, live, &scratch, cv2_importance, cv2_load);
+    if (args->statistics) write_statistics(c, args, &scratch, cv2_importance, cv2_load);
+    return CUMOE_SUCCESS;
+}
+
+cumoe_status_t cumoe__cpu_gate_bias_update(const cumoe_context_t *context, void *gate_bias,
+                                           const int32_t *expert_count, float rate, cumoe_stream_t stream)
+{
+    (void)stream;
+    const int64_t E = context->config.num_experts;
+    int64_t total = 0;
+    for (int64_t e = 0; e < E; e++) total += expert_count[e];
+    for (int64_t e = 0; e < E; e++) {
+        const int64_t above = expert_count[e] * E - total; /* the mean, times E */
+        const float step = above > 0 ? -rate : above < 0 ? rate : 0;
+        if (context->config.dtype == CUMOE_F64)
+            ((double *)gate_bias)[e] += (double)step;
+        else
+            ((float *)gate_bias)[e] += step;
+    }
     return CUMOE_SUCCESS;
 }

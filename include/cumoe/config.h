@@ -38,7 +38,8 @@ typedef struct cumoe_config {
     float noise_epsilon;    /* noise std = softplus(x w_noise^T) + noise_epsilon, >= 0; 0 is the paper's
                                text                                                         default 0.01 */
     uint32_t noise_stream;  /* a number per layer, so that layers with one seed differ         default 0 */
-    int64_t max_rows;       /* BALANCED at inference: upper bound of R; 0 = T * K              default 0 */
+    int64_t max_rows; /* BALANCED at inference: upper bound of R; 0 = T * K. Of more rows, those with the lowest
+                         g are dropped and counted                                       default 0 */
 
     float loss_weight[CUMOE_NUM_LOSSES]; /* upstream gradients of the losses when a backward call brings none
                                             of its own, >= 0. Losses come back unweighted.

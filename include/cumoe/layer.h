@@ -47,6 +47,21 @@ CUMOE_API void cumoe_layer_destroy(cumoe_layer_t *layer);
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_buffer_sizes(const cumoe_layer_t *layer, int64_t num_tokens,
                                                                   size_t *workspace_size, size_t *saved_size);
 
+/* How many rows and slots a call has at most: the lengths of chosen_expert and of the arrays of stages.h. Both are
+ * T * K, but for BALANCED, where a token has as many choices as experts took it: max_rows is the largest of E, T *
+ * K and config.max_rows (0 for T = 0, and at most T * E), and there are T more slots (a token whose logits are NaN
+ * has one of its own, without a row).
+ *
+ * num_tokens  T >= 0
+ * max_rows    out, or NULL
+ * max_slots   out, or NULL
+ *
+ * CUMOE_INVALID_ARGUMENT  layer is NULL, num_tokens out of range
+ *
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_max_rows(const cumoe_layer_t *layer, int64_t num_tokens,
+                                                              int64_t *max_rows, int64_t *max_slots);
+
 typedef struct cumoe_forward_args {
     size_t struct_size;             /* sizeof(cumoe_forward_args_t) */
     int64_t num_tokens;             /* T >= 0 */
@@ -72,16 +87,22 @@ typedef struct cumoe_forward_args {
     cumoe_dtype_t index_weight_dtype; /* F32 (default; F64 with F64) or config.dtype */
 
     /* Optional outputs, NULL = not wanted. "Gate type" is F32, or F64 when config.dtype is F64. */
-    int32_t *chosen_expert;         /* out  [T, K] by descending weight (SOFTMAX: expert j in slot
-                                       j; EXTERNAL: as given); -1 = none, as for padding and rows that are not live */
-    void *chosen_weight;            /* out  [T, K] gate type; 0 where none; NaN for a token without a usable
- logit because of NaN or +Inf */
-    int32_t *expert_count;          /* out  [E] rows per expert */
-    void *importance;               /* out  [E] sum of gate values (eq. 6), gate type; EXTERNAL: 0 */
-    void *load;                     /* out  [E] gate type: smooth load (eq. 10) of noisy kinds in training, else
-                                       rows per expert, which carry no gradient */
-    void *losses;                   /* out  [CUMOE_NUM_LOSSES] unweighted, gate type; 0 for a loss that the gate
-                                       kind does not have */
+    int32_t *chosen_expert; /* out  [T, K] by descending weight (SOFTMAX: expert j in slot j; EXTERNAL: as given;
+                               HIERARCHICAL: by group, then inside it; SIGMOID_TOPK: by s + gate_bias); -1 =
+                               none, as for padding and rows that are not live. BALANCED: [S], those of a
+                               token by ascending expert */
+    void *chosen_weight;    /* out  [T, K] or [S] gate type; 0 where none; NaN for a token without a usable
+                               logit because of NaN or +Inf */
+    int32_t *chosen_offset; /* out  [T + 1] BALANCED: token t has slots chosen_offset[t] ..
+                               chosen_offset[t + 1] - 1 */
+    int32_t *expert_count;  /* out  [E] rows per expert */
+    void *importance;       /* out  [E] sum of gate values (eq. 6), gate type; EXTERNAL: 0 */
+    void *load;             /* out  [E] gate type: smooth load (eq. 10; HIERARCHICAL: eq. 14) of noisy kinds in
+                               training, else rows per expert, which carry no gradient */
+    void *batch_threshold;  /* out  [E] gate type, BALANCED in training: the m-th largest g of each expert, the
+                               lowest that it took (0 without tokens): what to start its threshold with */
+    void *losses;           /* out  [CUMOE_NUM_LOSSES] unweighted, gate type; 0 for a loss that the gate
+                               kind does not have */
     cumoe_statistics_t *statistics; /* out  [1], 8-byte aligned */
 
     void *workspace; /* scratch; like saved it overlaps nothing else */

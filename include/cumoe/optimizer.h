@@ -79,6 +79,22 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_optimizer_step(const cumoe_layer_
                                                               const cumoe_optimizer_args_t *args,
                                                               cumoe_stream_t stream);
 
+/* Move the selection bias of SIGMOID_TOPK towards balance without a loss, as DeepSeek-V3 does once per step (Wang
+ * et al., "Auxiliary-loss-free load balancing strategy for mixture-of-experts", 2024): gate_bias[e] += rate *
+ * sign(mean of the counts - expert_count[e]), exactly 0 where they are equal.
+ *
+ * gate_bias     in/out, device [E] gate type; usually weights.gate_bias
+ * expert_count  in, device [E]: that of a forward call, or the sum of several (over ranks); the sum is below 2^62
+ * rate          finite and >= 0; DeepSeek-V3 has 0.001
+ *
+ * CUMOE_INVALID_ARGUMENT  a pointer is NULL or misaligned, rate out of range, the gate is not SIGMOID_TOPK
+ * CUMOE_CUDA_ERROR        a launch failed
+ *
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, for distinct biases. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_gate_bias_update(const cumoe_layer_t *layer, void *gate_bias,
+                                                                const int32_t *expert_count, float rate,
+                                                                cumoe_stream_t stream);
+
 #ifdef __cplusplus
 }
 #endif

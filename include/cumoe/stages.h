@@ -45,14 +45,27 @@ typedef enum cumoe_stage {
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_stage_workspace_size(const cumoe_layer_t *layer, cumoe_stage_t stage,
                                                                     int64_t num_tokens, size_t *workspace_size);
 
-/* What the gate decided, per token; "slot" t * K + j is its j-th choice. */
+/* What the gate decided. Token t has slots t * K .. t * K + K - 1, or, where token_slot is not NULL, token_slot[t]
+ * .. token_slot[t + 1] - 1. S and the most rows that R can be: cumoe_layer_max_rows(). */
 typedef struct cumoe_routing {
     cumoe_call_t *call;  /* [1]     the numbers of the call, live_tokens within 0..T; later stages read them here */
-    int32_t *expert;     /* [T, K]  -1 = none, as for masked tokens and rows that are not live */
-    void *weight;        /* [T, K]  gate type; 0 where none, NaN in every slot of a token without a usable logit */
-    int32_t *token_slot; /* [T + 1] first slot of a token, where choices vary in number (BALANCED); else NULL */
+    int64_t *tokens;     /* [1]     live tokens that are no padding */
+    int32_t *expert;     /* [S]     -1 = none, as for masked tokens and rows that are not live */
+    void *weight;        /* [S]     gate type; 0 where none, NaN in every slot of a token without a usable logit */
     int64_t *importance; /* [E]     fixed point, see CUMOE_FIXED_POINT_BITS: exact sums in any order */
-    int64_t *load;       /* [E]     fixed point */
+    int64_t *load;       /* [E]     fixed point; HIERARCHICAL: Load_i(X^(i))_j of eq. 14 */
+
+    /* BALANCED; else NULL. */
+    int32_t *token_slot; /* [T + 1] first slot of a token */
+    int32_t *slot_token; /* [S]     token of a slot; only the first token_slot[T] are written */
+    int32_t *excess; /* [E]     in training: tokens whose g is above the threshold, less those that the expert took:
+                                what moves the threshold */
+
+    /* HIERARCHICAL, the first level; else NULL. */
+    int32_t *primary_group; /* [T, K1] by descending weight; -1 = none */
+    void *primary_weight;   /* [T, K1] gate type */
+    int64_t *primary_load;  /* [G]     fixed point: Load_primary(X)_i */
+    int32_t *primary_count; /* [G]     |X^(i)|: tokens that chose the group */
 } cumoe_routing_t;
 
 /* importance and load count in units of 2^-bits: at most 2^22 rows with F64 gates, else below 2^31. */
@@ -78,6 +91,7 @@ typedef struct cumoe_gate_args {
     int32_t *expert_count;          /* out  [E] or NULL */
     void *importance;               /* out  [E] gate type, or NULL */
     void *load;                     /* out  [E] gate type, or NULL */
+    void *batch_threshold;          /* out  [E] gate type, or NULL; BALANCED in training */
     void *losses;                   /* out  [CUMOE_NUM_LOSSES] gate type, or NULL */
     cumoe_statistics_t *statistics; /* out  [1] or NULL */
     void *workspace;
@@ -89,24 +103,24 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_gate(const cumoe_layer_t *layer, 
 /* The rows that go to experts: sorted by expert, inside an expert by global token, then by choice. */
 typedef struct cumoe_rows {
     int32_t *offset;    /* [E + 1] expert e has rows offset[e] .. offset[e + 1] - 1; R = offset[E] */
-    int32_t *row_token; /* [T * K] token of a row; only the first R are written */
-    int32_t *row_slot;  /* [T * K] slot of a row; only the first R are written */
-    int32_t *slot_row;  /* [T * K] row of a slot, -1 = none */
+    int32_t *row_token; /* [most R] token of a row; only the first R are written */
+    int32_t *row_slot;  /* [most R] slot of a row; only the first R are written */
+    int32_t *slot_row;  /* [S]     row of a slot, -1 = none */
     int32_t *tile;      /* [cumoe_tile_size()] CUDA: see there; CPU: NULL */
 } cumoe_rows_t;
 
 /* Grouped products walk over tiles, rows of one expert each: tile[0] is their number, tile[1] the rows of a full
  * one (at least 64), and tile i has the rows from tile[3 + 2 i] on, of expert tile[2 + 2 i]; experts ascend, and so
- * do the rows of an expert. The length of the array, for T * K = slots: */
-static inline int64_t cumoe_tile_size(int64_t slots, int32_t num_experts)
+ * do the rows of an expert. The length of the array for as many rows as R can be: */
+static inline int64_t cumoe_tile_size(int64_t max_rows, int32_t num_experts)
 {
-    return 2 + 2 * (slots / 64 + (slots < num_experts ? slots : num_experts));
+    return 2 + 2 * (max_rows / 64 + (max_rows < num_experts ? max_rows : num_experts));
 }
 
 typedef struct cumoe_permute_args {
     size_t struct_size;
     int64_t num_tokens;
-    cumoe_routing_t routing; /* in   call, expert, token_slot */
+    cumoe_routing_t routing; /* in   call, expert, token_slot, slot_token */
     cumoe_rows_t rows;       /* out */
     void *workspace;
     size_t workspace_size;
@@ -166,13 +180,13 @@ typedef struct cumoe_down_backward_args {
     size_t struct_size;
     int64_t num_tokens;
     const cumoe_weights_t *weights;
-    cumoe_routing_t routing; /* in   weight */
+    cumoe_routing_t routing; /* in   weight, token_slot */
     cumoe_rows_t rows;       /* in */
     const void *z;           /* in   [R, I or 2I] */
     const void *dy;          /* in   [T, H] */
     int64_t dy_stride;
     void *dz;                         /* out  [R, I or 2I] token type */
-    void *dweight;                    /* out  [T, K] gate type; 0 where there is no row */
+    void *dweight;                    /* out  [S] gate type; 0 where there is no row */
     const cumoe_weights_t *gradients; /* out  w_down, b_down; or NULL */
     cumoe_gradient_mode_t gradient_mode;
     void *workspace;
@@ -211,10 +225,10 @@ typedef struct cumoe_gate_backward_args {
     const uint8_t *token_mask; /* in   [T] or NULL */
     int32_t training;
     cumoe_routing_t routing;          /* in   all of it */
-    const void *dweight;              /* in   [T, K] gate type */
+    const void *dweight;              /* in   [S] gate type */
     const void *loss_gradient;        /* in   [CUMOE_NUM_LOSSES] gate type, or NULL = config.loss_weight */
     void *dx_gate;                    /* out  [T, H] gate type; NULL = not wanted */
-    const cumoe_weights_t *gradients; /* out  w_gate, w_noise, ...; or NULL */
+    const cumoe_weights_t *gradients; /* out  w_gate, w_noise, the primary pair, thresholds; or NULL */
     cumoe_gradient_mode_t gradient_mode;
     void *workspace;
     size_t workspace_size;

@@ -3,7 +3,8 @@
  *   T  tokens in a call                     H  hidden_size, model width
  *   E  experts, all ranks together          I  intermediate_size, width inside an expert
  *   K  experts per token (top_k)            G  groups of the hierarchical gate
- *   R  routed rows, at most T*K             (dense softmax: K = E)
+ *   R  routed rows, at most T*K             (dense softmax: K = E; BALANCED: cumoe_layer_max_rows())
+ *   S  slots, one for each choice: T*K, token t's j-th choice is slot t*K + j (BALANCED: as that function says)
  *
  * Arrays are row-major, the last index contiguous. Every data pointer is a device pointer (host memory on
  * the CPU backend), 16-byte aligned where its comment does not say otherwise. Strides count elements.
@@ -35,15 +36,25 @@ typedef enum cumoe_compute {
     CUMOE_COMPUTE_TF32 = 1   /* factors rounded to 10 mantissa bits; CUDA only */
 } cumoe_compute_t;
 
-/* How a token chooses its experts, and with which weights. c = x w_gate^T are the clean logits. */
+/* How a token chooses its experts, and with which weights. c = x w_gate^T are the clean logits. Ties go to the
+ * lowest expert. NaN and +Inf never win, and -Inf is masked: such logits are not usable, and take part in no sum.
+ */
 typedef enum cumoe_gate_kind {
     CUMOE_GATE_NOISY_TOPK = 0,   /* softmax over the K largest of c + noise (paper eq. 3-5) */
     CUMOE_GATE_SOFTMAX = 1,      /* dense: every expert, softmax(c) (eq. 2) */
     CUMOE_GATE_EXTERNAL = 2,     /* the caller gives indices and weights */
-    CUMOE_GATE_HIERARCHICAL = 3, /* two levels of noisy top-k (App. B) */
-    CUMOE_GATE_BALANCED = 4,     /* strictly balanced: batchwise mask, learned thresholds (App. F) */
-    CUMOE_GATE_SOFTMAX_TOPK = 5, /* the K largest of softmax(c), renormalised or not */
-    CUMOE_GATE_SIGMOID_TOPK = 6  /* the K largest of sigmoid(c) + selection bias, weights without the bias */
+    CUMOE_GATE_HIERARCHICAL = 3, /* two levels of noisy top-k (App. B): K1 of G groups, K2 of the E/G experts of
+                                    each; the weight is the product of both. Expert j of group i is i * (E/G) + j */
+    CUMOE_GATE_BALANCED = 4,     /* strictly balanced (App. F): g = softmax(c); in training every expert takes the m
+                                    tokens with its largest g, m = max(1, K * tokens / E) rounded down, ties to the
+                                    lowest token; else the tokens whose g is above its threshold; weights are g over
+                                    the sum of the g of the experts that took the token. A token that none took
+                                    gives 0 */
+    CUMOE_GATE_SOFTMAX_TOPK =
+        5, /* the K largest of p = softmax(c); weight p, or, renormalised, p over the sum of the
+              K */
+    CUMOE_GATE_SIGMOID_TOPK = 6 /* the K largest of s + gate_bias, s = sigmoid(c); weight s, or, renormalised, s
+                                   over (the sum of the K + 1e-20), as in DeepSeek-V3 */
 } cumoe_gate_kind_t;
 
 /* Inside an expert: hidden = act(x w_up^T), or act(x w_glu^T) * (x w_up^T) for the gated linear units. Backward, a
@@ -73,10 +84,12 @@ typedef enum cumoe_glu_placement {
 typedef enum cumoe_loss {
     CUMOE_LOSS_IMPORTANCE = 0, /* CV^2 of the sums of gate values per expert (eq. 6-7) */
     CUMOE_LOSS_LOAD = 1,       /* CV^2 of the smooth loads (App. A, eq. 8-11) */
-    CUMOE_LOSS_SWITCH = 2,     /* E sum_e f_e p_e: share of tokens times mean probability */
-    CUMOE_LOSS_Z = 3,          /* mean over tokens of log(sum_e exp(c_e))^2 */
-    CUMOE_LOSS_THRESHOLD = 4,  /* L_batchwise of the balanced gate (eq. 20) */
-    CUMOE_NUM_LOSSES = 8       /* room in every array of losses; entries 5..7 are 0 */
+    CUMOE_LOSS_SWITCH = 2, /* E sum_e f_e p_e, f = rows of e / tokens, p = mean over tokens of softmax(c)_e, or of
+                              sigmoid(c)_e over its sum; SOFTMAX_TOPK, SIGMOID_TOPK */
+    CUMOE_LOSS_Z = 3,      /* mean over tokens of log(sum_e exp(c_e))^2; SOFTMAX_TOPK, SIGMOID_TOPK */
+    CUMOE_LOSS_THRESHOLD = 4, /* L_batchwise of BALANCED in training (eq. 20); its gradient goes to the thresholds
+                                 alone */
+    CUMOE_NUM_LOSSES = 8      /* room in every array of losses; entries 5..7 are 0 */
 } cumoe_loss_t;
 
 /* The four numbers of a call that may change between replays of a captured graph. In device memory when
@@ -96,7 +109,7 @@ typedef struct cumoe_statistics {
     int64_t nan_logits;         /* logits that were NaN or +Inf; they never win */
     int64_t nan_tokens;         /* tokens without a usable logit because of NaN or +Inf: y is NaN */
     int64_t bad_indices;        /* external indices below -1 or above E; not routed, like -1 and E */
-    int64_t dropped_rows;       /* beyond config.max_rows */
+    int64_t dropped_rows;       /* BALANCED: rows that config.max_rows had no room for */
     int64_t exchange_overflow;  /* rows beyond the capacity of the exchange between ranks */
     int64_t max_count;          /* rows of the busiest expert */
     double cv_importance;       /* std / mean over experts (population) of importance, not squared */

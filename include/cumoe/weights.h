@@ -27,11 +27,12 @@ typedef struct cumoe_weights {
                                   (F64 with F64), or config.dtype. Gradients: the gate type */
     cumoe_glu_placement_t glu; /* default SEPARATE */
 
-    void *w_gate;          /* [E, H]  not EXTERNAL */
-    void *w_noise;         /* [E, H]  NOISY_TOPK, HIERARCHICAL */
-    void *w_gate_primary;  /* [G, H]  HIERARCHICAL */
+    void *w_gate;         /* [E, H]  not EXTERNAL; HIERARCHICAL: the gates inside the groups, one after the other */
+    void *w_noise;        /* [E, H]  NOISY_TOPK, HIERARCHICAL */
+    void *w_gate_primary; /* [G, H]  HIERARCHICAL */
     void *w_noise_primary; /* [G, H]  HIERARCHICAL */
-    void *thresholds;      /* [E]     BALANCED; gate type whatever gate_dtype is */
+    void *thresholds;      /* [E]     BALANCED; gate type whatever gate_dtype is. Start them with batch_threshold of
+                              the first forward call */
     void *gate_bias;       /* [E]     SIGMOID_TOPK, selection only, has no gradient; gate type; NULL = 0 */
 
     void *w_up;   /* [E, I, H], or [E, 2I, H] as glu says; not IDENTITY */

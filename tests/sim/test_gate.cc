@@ -94,7 +94,7 @@ struct Run {
     cumoe::Device device = {0, 1, 80}; // so that a team gets several tokens
     cumoe_context_t context = {};
     Array x, w_gate, w_noise, mask, call_in, index, index_weight, dweight, loss_gradient;
-    Array call, expert, weight, importance, load;                                   // of the routing
+    Array call, tokens, expert, weight, importance, load;                           // of the routing
     Array count, importance_out, load_out, losses, statistics;                      // optional outputs
     Array dx_gate, dw_gate, dw_noise, workspace, backward_workspace, cpu_workspace; // backward
 
@@ -126,7 +126,7 @@ struct Run {
           call_in(bytes_of(std::vector<cumoe_call_t>{{kSeed, kOffset, kFirstToken, c.live}}), c.live == c.tokens),
           index(bytes_of(n.index), c.gate != kOutside), index_weight(n.index_weight_bytes, c.gate != kOutside),
           dweight(n.dweight_bytes), loss_gradient(n.loss_bytes, !c.given_loss), call(sizeof(cumoe_call_t)),
-          expert(slots() * 4), weight(slots() * real()), importance(experts() * 8), load(experts() * 8),
+          tokens(8), expert(slots() * 4), weight(slots() * real()), importance(experts() * 8), load(experts() * 8),
           count(experts() * 4, !c.optional), importance_out(experts() * real(), !c.optional),
           load_out(experts() * real(), !c.optional), losses(CUMOE_NUM_LOSSES * real(), !c.optional),
           statistics(sizeof(cumoe_statistics_t), !c.optional),
@@ -161,8 +161,14 @@ struct Run {
     }
     cumoe_routing_t routing(bool d)
     {
-        return {call.of<cumoe_call_t>(d),  expert.of<int32_t>(d), weight.at(d), nullptr,
-                importance.of<int64_t>(d), load.of<int64_t>(d)};
+        cumoe_routing_t r = {};
+        r.call = call.of<cumoe_call_t>(d);
+        r.tokens = tokens.of<int64_t>(d);
+        r.expert = expert.of<int32_t>(d);
+        r.weight = weight.at(d);
+        r.importance = importance.of<int64_t>(d);
+        r.load = load.of<int64_t>(d);
+        return r;
     }
     void *aligned_cpu_workspace()
     {

@@ -179,7 +179,10 @@ static void translate_weights(device_call_t *call, const cumoe_weights_t **point
 static void translate_routing(device_call_t *call, cumoe_routing_t *routing)
 {
     TRANSLATE(routing->call), TRANSLATE(routing->expert), TRANSLATE(routing->weight);
-    TRANSLATE(routing->token_slot), TRANSLATE(routing->importance), TRANSLATE(routing->load);
+    TRANSLATE(routing->tokens), TRANSLATE(routing->importance), TRANSLATE(routing->load);
+    TRANSLATE(routing->token_slot), TRANSLATE(routing->slot_token), TRANSLATE(routing->excess);
+    TRANSLATE(routing->primary_group), TRANSLATE(routing->primary_weight);
+    TRANSLATE(routing->primary_load), TRANSLATE(routing->primary_count);
 }
 
 static void translate_rows(device_call_t *call, cumoe_rows_t *rows)
@@ -195,6 +198,7 @@ void device_forward_args(device_call_t *call, cumoe_forward_args_t *a)
     TRANSLATE(a->index), TRANSLATE(a->index_weight);
     TRANSLATE(a->chosen_expert), TRANSLATE(a->chosen_weight), TRANSLATE(a->expert_count);
     TRANSLATE(a->importance), TRANSLATE(a->load), TRANSLATE(a->losses), TRANSLATE(a->statistics);
+    TRANSLATE(a->chosen_offset), TRANSLATE(a->batch_threshold);
     TRANSLATE(a->workspace), TRANSLATE(a->saved);
 }
 
@@ -219,7 +223,7 @@ static void gate_args(device_call_t *call, cumoe_gate_args_t *a)
     translate_routing(call, &a->routing);
     TRANSLATE(a->x), TRANSLATE(a->token_mask), TRANSLATE(a->call), TRANSLATE(a->index), TRANSLATE(a->index_weight);
     TRANSLATE(a->expert_count), TRANSLATE(a->importance), TRANSLATE(a->load), TRANSLATE(a->losses);
-    TRANSLATE(a->statistics), TRANSLATE(a->workspace);
+    TRANSLATE(a->batch_threshold), TRANSLATE(a->statistics), TRANSLATE(a->workspace);
 }
 
 static void permute_args(device_call_t *call, cumoe_permute_args_t *a)

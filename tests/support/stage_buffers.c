@@ -17,6 +17,7 @@ static cumoe_routing_t routing_buffers(problem_t *p)
         .weight = buffer_get(&p->buffers, slots * real_size(p->gate_type)),
         .importance = buffer_get(&p->buffers, E * sizeof(int64_t)),
         .load = buffer_get(&p->buffers, E * sizeof(int64_t)),
+        .tokens = buffer_get(&p->buffers, sizeof(int64_t)),
     };
 }
 
@@ -31,6 +32,7 @@ cumoe_routing_t stage_routing(problem_t *p)
     const int bits = CUMOE_FIXED_POINT_BITS(p->options.dtype);
     *r.call = (cumoe_call_t){
         .seed = p->options.seed, .first_token = p->layer_case.first_token, .live_tokens = p->live_tokens};
+    *r.tokens = p->expected.statistics.tokens;
     r.call->offset = p->call ? p->call->offset : p->forward.offset;
     for (int64_t s = 0; s < p->tokens * p->top_k; s++) {
         r.expert[s] = p->expected.expert[s];

@@ -159,8 +159,11 @@ static void check_bytes(report_t *report, const cumoe_config_t *c, int64_t token
                  weights + (long double)cost.gradients_size + (long double)(backward_values * token) +
                      (learned ? (long double)(2 * tokens * H * wide) : 0));
 
-    const int64_t routing = 32 + rows * (4 + wide) + E * (8 + 8) + (E + 1) * 4 + rows * (4 + 4 + 4) +
-                            (c->gate == CUMOE_GATE_BALANCED ? (tokens + 1) * 4 : 0);
+    const bool balanced = c->gate == CUMOE_GATE_BALANCED, groups = c->gate == CUMOE_GATE_HIERARCHICAL;
+    const int64_t slots = rows + (balanced ? tokens : 0); /* a token that is NaN has one of its own */
+    const int64_t routing = 32 + 8 + slots * (4 + wide + 4) + E * (8 + 8) + (E + 1) * 4 + rows * (4 + 4) +
+                            (balanced ? (tokens + 1) * 4 + slots * 4 + E * 4 : 0) +
+                            (groups ? tokens * c->top_k_groups * (4 + wide) + c->num_groups * (8 + 4) : 0);
     expect_equal(report, "saved_size_recomputing", (double)cost.saved_size_recomputing, (long double)routing);
     expect_equal(report, "saved_size", (double)cost.saved_size, (long double)(routing + kept));
 }

@@ -31,6 +31,7 @@ static void tear_down(fixture_t *x)
 static cumoe_routing_t routing(const fixture_t *x)
 {
     return (cumoe_routing_t){.call = x->scratch,
+                             .tokens = x->scratch,
                              .expert = x->scratch,
                              .weight = x->scratch,
                              .importance = x->scratch,
@@ -104,6 +105,8 @@ Test(stage_errors, gate)
     REFUSE(cumoe_gate, good, a.routing.weight = SHIFT(x.scratch), INVALID_ARGUMENT, "routing.weight", "aligned");
     REFUSE(cumoe_gate, good, a.routing.importance = NULL, INVALID_ARGUMENT, "routing.importance", "NULL");
     REFUSE(cumoe_gate, good, a.routing.load = NULL, INVALID_ARGUMENT, "routing.load", "NULL");
+    REFUSE(cumoe_gate, good, a.routing.tokens = NULL, INVALID_ARGUMENT, "routing.tokens", "NULL");
+    REFUSE(cumoe_gate, good, a.batch_threshold = x.scratch, INVALID_ARGUMENT, "batch_threshold", "BALANCED");
     REFUSE(cumoe_gate, good, a.losses = SHIFT(x.scratch), INVALID_ARGUMENT, "losses", "aligned");
     REFUSE(cumoe_gate, good, a.workspace = SHIFT(x.scratch), INVALID_ARGUMENT, "workspace", "aligned");
     REFUSE_SMALL(cumoe_gate, good, GATE);
@@ -118,6 +121,8 @@ Test(stage_errors, permute)
         .routing = routing(&x), .rows = rows(&x), .workspace = x.scratch, .workspace_size = x.scratch_size};
     REFUSE_COMMON(cumoe_permute, good);
     REFUSE(cumoe_permute, good, a.routing.expert = NULL, INVALID_ARGUMENT, "routing.expert", "NULL");
+    REFUSE(cumoe_permute, good, a.routing.token_slot = x.scratch, INVALID_ARGUMENT, "routing.token_slot",
+           "BALANCED");
     REFUSE(cumoe_permute, good, a.rows.offset = NULL, INVALID_ARGUMENT, "rows.offset", "NULL");
     if (device_backend() == CUMOE_BACKEND_CUDA)
         REFUSE(cumoe_permute, good, a.rows.tile = NULL, INVALID_ARGUMENT, "rows.tile", "NULL");
