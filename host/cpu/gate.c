@@ -6,9 +6,6 @@
 
 #include <omp.h>
 
-/* Counters of a thread. */
-enum { COUNT_NAN_LOGITS, COUNT_NAN_TOKENS, COUNT_BAD_INDICES, COUNTERS = 8 /* a cache line */ };
-
 #define REAL  float
 #define FN(x) x##_f32
 #include "host/cpu/gate_row_real.h"
@@ -28,28 +25,28 @@ enum { COUNT_NAN_LOGITS, COUNT_NAN_TOKENS, COUNT_BAD_INDICES, COUNTERS = 8 /* a 
 #undef REAL
 #undef FN
 
-CUMOE_CPU_CLONES static void row_normals(float *restrict normal, int64_t E, uint64_t seed, uint32_t stream,
-                                         uint64_t offset, int64_t token)
+CUMOE_CPU_CLONES static void row_normals(float *restrict normal, int64_t n, uint64_t seed, uint32_t stream,
+                                         uint64_t offset, int64_t token, uint32_t level, uint32_t quad)
 {
     enum { Q = 16 }; /* quads at a time: one vector register of words */
-    for (int64_t q0 = 0; q0 * 4 < E; q0 += Q) {
-        float n[4][Q];
+    for (int64_t q0 = 0; q0 * 4 < n; q0 += Q) {
+        float four[4][Q];
         for (int q = 0; q < Q; q++) {
-            float four[4];
-            cumoe_noise_normals(
-                cumoe_noise_words(seed, stream, offset, token, CUMOE_NOISE_FLAT, (uint32_t)(q0 + q)), four);
-            n[0][q] = four[0], n[1][q] = four[1], n[2][q] = four[2], n[3][q] = four[3];
+            float next[4];
+            cumoe_noise_normals(cumoe_noise_words(seed, stream, offset, token, level, quad + (uint32_t)(q0 + q)),
+                                next);
+            four[0][q] = next[0], four[1][q] = next[1], four[2][q] = next[2], four[3][q] = next[3];
         }
         for (int q = 0; q < Q; q++)
-            for (int j = 0; j < 4; j++) normal[4 * (q0 + q) + j] = n[j][q];
+            for (int j = 0; j < 4; j++) normal[4 * (q0 + q) + j] = four[j][q];
     }
 }
 
 /* Clones are static: the symbol that picks one ignores visibility. */
-void cumoe__cpu_row_normals(float *restrict normal, int64_t E, uint64_t seed, uint32_t stream, uint64_t offset,
-                            int64_t token)
+void cumoe__cpu_row_normals(float *restrict normal, int64_t n, const cumoe_call_t *call, uint32_t stream,
+                            int64_t row, uint32_t noise_level, uint32_t quad)
 {
-    row_normals(normal, E, seed, stream, offset, token);
+    row_normals(normal, n, call->seed, stream, call->offset, call->first_token + row, noise_level, quad);
 }
 
 cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context, int64_t num_tokens, bool backward,
@@ -61,7 +58,7 @@ cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context,
     const bool learned = c->gate != CUMOE_GATE_EXTERNAL;
     cumoe_arena_t arena = {(uintptr_t)workspace, 0};
     cumoe_cpu_gate_scratch_t s = {0};
-    s.counters = cumoe__take(&arena, backward ? 0 : threads * COUNTERS * sizeof(int64_t));
+    s.counters = cumoe__take(&arena, backward ? 0 : threads * CUMOE_CPU_GATE_COUNTERS * sizeof(int64_t));
     s.count = cumoe__take(&arena, backward ? 0 : E * sizeof(int32_t));
     if (learned) {
         const size_t block = (size_t)cumoe__cpu_gate_block(c, num_tokens);
@@ -69,8 +66,9 @@ cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context,
         s.dimportance = cumoe__take(&arena, backward ? E * real : 0);
         s.dload = cumoe__take(&arena, backward ? E * real : 0);
         s.counted = cumoe__take(&arena, backward ? block * sizeof(int32_t) : 0);
-        s.logits = cumoe__take(&arena, block * (size_t)cumoe__cpu_gate_columns(c) * real);
-        s.rows = cumoe__take(&arena, threads * 4 * E * real);
+        s.logits = cumoe__take(&arena, block * (size_t)cumoe__cpu_flat_level(c, true).columns * real);
+        s.rows = cumoe__take(&arena, threads * 4 * (size_t)cumoe__cpu_row_experts(c) * real);
+        s.square = cumoe__take(&arena, !backward && cumoe__cpu_has_spread(c) ? (size_t)num_tokens * real : 0);
         s.normals = cumoe__take(&arena, threads * (size_t)cumoe__cpu_normals_stride(c) * sizeof(float));
         s.gemm = cumoe__take(&arena, cumoe__cpu_gemm_workspace(c->max_threads));
     }
@@ -105,7 +103,7 @@ void cumoe__cpu_gate_logits(const cumoe_context_t *context, const cumoe_weights_
               {.data = weights->w_noise, .dtype = weights->gate_dtype, .line_stride = H, .depth_stride = 1}},
         .c = {scratch->logits, (char *)scratch->logits + (size_t)E * real},
         .c_dtype = cumoe__gate_dtype(c),
-        .c_row_stride = cumoe__cpu_gate_columns(c),
+        .c_row_stride = cumoe__cpu_flat_level(c, noise).columns,
         .c_col_stride = 1,
     };
     cumoe__cpu_gemm(&gemm, c->max_threads, scratch->gemm);
@@ -171,12 +169,14 @@ static void route(const cumoe_context_t *context, const cumoe_gate_args_t *args,
     }
 }
 
-/* Add up what the threads counted: integers, so the order is free. */
+/* Add up what the threads counted: integers, so the order is free. What is no load stays in the first thread's
+ * sums.
+ */
 static void reduce_sums(const cumoe_config_t *c, const cumoe_gate_args_t *args,
                         const cumoe_cpu_gate_scratch_t *scratch)
 {
     const int64_t E = c->num_experts;
-    const bool smooth = cumoe__cpu_smooth_load(c, args->training);
+    const bool smooth = cumoe__cpu_flat_level(c, args->training).smooth;
     for (int64_t e = 0; e < E; e++) {
         int64_t importance = 0, load = 0;
         for (int thread = 0; scratch->sums && thread < c->max_threads; thread++) {
@@ -184,6 +184,7 @@ static void reduce_sums(const cumoe_config_t *c, const cumoe_gate_args_t *args,
             load += scratch->sums[thread * 2 * E + E + e];
         }
         args->routing.importance[e] = importance;
+        if (scratch->sums) scratch->sums[E + e] = load;
         args->routing.load[e] = smooth ? load : (int64_t)scratch->count[e] << CUMOE_FIXED_POINT_BITS(c->dtype);
     }
 }
@@ -196,15 +197,26 @@ static void count_rows(const cumoe_config_t *c, const cumoe_gate_args_t *args, i
     if (args->expert_count) memcpy(args->expert_count, count, (size_t)c->num_experts * sizeof *count);
 }
 
+/* E sum_e f_e p_e, from the sums of probabilities. */
+static double switch_loss(const cumoe_config_t *c, const cumoe_gate_args_t *args, const cumoe_cpu_gate_scratch_t *s,
+                          double unit)
+{
+    const double tokens = (double)*args->routing.tokens;
+    double sum = 0;
+    for (int64_t e = 0; tokens > 0 && e < c->num_experts; e++)
+        sum += (double)s->count[e] / tokens * ((double)s->sums[c->num_experts + e] * unit / tokens);
+    return (double)c->num_experts * sum;
+}
+
 static void write_statistics(const cumoe_config_t *c, const cumoe_gate_args_t *args,
                              const cumoe_cpu_gate_scratch_t *scratch, double cv2_importance, double cv2_load)
 {
     cumoe_statistics_t s = {
         .tokens = *args->routing.tokens, .cv_importance = sqrt(cv2_importance), .cv_load = sqrt(cv2_load)};
     for (int thread = 0; thread < c->max_threads; thread++) {
-        s.nan_logits += scratch->counters[thread * COUNTERS + COUNT_NAN_LOGITS];
-        s.nan_tokens += scratch->counters[thread * COUNTERS + COUNT_NAN_TOKENS];
-        s.bad_indices += scratch->counters[thread * COUNTERS + COUNT_BAD_INDICES];
+        s.nan_logits += scratch->counters[thread * CUMOE_CPU_GATE_COUNTERS + COUNT_NAN_LOGITS];
+        s.nan_tokens += scratch->counters[thread * CUMOE_CPU_GATE_COUNTERS + COUNT_NAN_TOKENS];
+        s.bad_indices += scratch->counters[thread * CUMOE_CPU_GATE_COUNTERS + COUNT_BAD_INDICES];
     }
     double total_load = 0, max_load = 0;
     for (int64_t e = 0; e < c->num_experts; e++) {
@@ -227,7 +239,7 @@ cumoe_status_t cumoe__cpu_gate(const cumoe_context_t *context, const cumoe_gate_
         cumoe__cpu_gate_scratch(context, args->num_tokens, false, args->workspace);
     write_call(args);
     const int64_t live = args->routing.call->live_tokens;
-    memset(scratch.counters, 0, (size_t)c->max_threads * COUNTERS * sizeof(int64_t));
+    memset(scratch.counters, 0, (size_t)c->max_threads * CUMOE_CPU_GATE_COUNTERS * sizeof(int64_t));
     if (scratch.sums)
         memset(scratch.sums, 0, (size_t)c->max_threads * 2 * (size_t)c->num_experts * sizeof(int64_t));
     clear_slots(c, args, live);
@@ -238,7 +250,17 @@ cumoe_status_t cumoe__cpu_gate(const cumoe_context_t *context, const cumoe_gate_
     const double unit = 1.0 / (double)((int64_t)1 << CUMOE_FIXED_POINT_BITS(c->dtype));
     const double cv2_importance = cumoe__cpu_cv2(args->routing.importance, c->num_experts, unit, NULL);
     const double cv2_load = cumoe__cpu_cv2(args->routing.load, c->num_experts, unit, NULL);
-    (c->dtype == CUMOE_F64 ? write_sums_f64 : write_sums_f32)(c, args, cv2_importance, cv2_load);
+    double losses[CUMOE_NUM_LOSSES] = {0};
+    if (c->gate != CUMOE_GATE_EXTERNAL) {
+        losses[CUMOE_LOSS_IMPORTANCE] = cv2_importance;
+        losses[CUMOE_LOSS_LOAD] = cv2_load;
+    }
+    if (args->losses && cumoe__cpu_has_spread(c)) {
+        losses[CUMOE_LOSS_SWITCH] = switch_loss(c, args, &scratch, unit);
+        losses[CUMOE_LOSS_Z] =
+            c->dtype == CUMOE_F64 ? z_loss_f64(args, scratch.square) : z_loss_f32(args, scratch.square);
+    }
+    (c->dtype == CUMOE_F64 ? write_sums_f64 : write_sums_f32)(c, args, losses);
     if (args->statistics) write_statistics(c, args, &scratch, cv2_importance, cv2_load);
     return CUMOE_SUCCESS;
 }

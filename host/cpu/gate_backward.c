@@ -32,7 +32,7 @@ static cumoe_cpu_factor_t dlogits_factor(const cumoe_config_t *c, const cumoe_cp
 {
     const cumoe_dtype_t dtype = cumoe__gate_dtype(c);
     const size_t skip = (size_t)half * (size_t)c->num_experts * cumoe__dtype_size(dtype);
-    const int64_t columns = cumoe__cpu_gate_columns(c);
+    const int64_t columns = cumoe__cpu_flat_level(c, true).columns;
     return (cumoe_cpu_factor_t){.data = (const char *)scratch->logits + skip,
                                 .dtype = dtype,
                                 .line_stride = transposed ? 1 : columns,
@@ -124,17 +124,19 @@ cumoe_status_t cumoe__cpu_gate_backward(const cumoe_context_t *context, const cu
     if (c->gate == CUMOE_GATE_EXTERNAL) return CUMOE_SUCCESS;
     const cumoe_cpu_gate_scratch_t scratch =
         cumoe__cpu_gate_scratch(context, args->num_tokens, true, args->workspace);
-    const bool wide = c->dtype == CUMOE_F64, noise = args->training && cumoe__is_noisy(c->gate);
-    const bool load = (wide ? sum_gradients_f64 : sum_gradients_f32)(c, args, &scratch);
+    const cumoe_cpu_level_t level = cumoe__cpu_flat_level(c, args->training);
+    const bool wide = c->dtype == CUMOE_F64, again = level.noise || cumoe__cpu_has_spread(c);
+    const cumoe_cpu_batch_t batch = (wide ? sum_gradients_f64 : sum_gradients_f32)(c, args, &level, &scratch);
     const int64_t live = args->routing.call->live_tokens, block = cumoe__cpu_gate_block(c, args->num_tokens);
-    const int halves = noise ? 2 : 1;
+    const int halves = level.noise ? 2 : 1;
 
     clear_unwritten(c, args, live > 0 ? halves : 0);
     for (int64_t first = 0; first < live; first += block) {
         const int64_t tokens = live - first < block ? live - first : block;
-        if (noise)
-            cumoe__cpu_gate_logits(context, args->weights, args->x, args->x_stride, first, tokens, true, &scratch);
-        (wide ? backward_block_f64 : backward_block_f32)(context, args, first, tokens, load, &scratch);
+        if (again)
+            cumoe__cpu_gate_logits(context, args->weights, args->x, args->x_stride, first, tokens, level.noise,
+                                   &scratch);
+        (wide ? backward_block_f64 : backward_block_f32)(context, args, first, tokens, &batch, &scratch);
         if (args->dx_gate) input_gradient(context, args, first, tokens, halves, &scratch);
         weight_gradients(context, args, first, tokens, halves, &scratch);
     }

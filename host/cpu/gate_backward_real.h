@@ -1,17 +1,5 @@
 /* Backward of one block of tokens, in REAL: the gradients of the logits take the place of the logits. */
 
-/* sum of values, by sixteen interleaved sums in a fixed order: vector code without reordering by the compiler. */
-CUMOE_CPU_CLONES static REAL FN(sum_row)(const REAL *values, int64_t n)
-{
-    REAL lane[16] = {0}, total = 0;
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (int j = 0; j < 16; j++) lane[j] += values[i + j];
-    for (; i < n; i++) lane[i % 16] += values[i];
-    for (int j = 0; j < 16; j++) total += lane[j];
-    return total;
-}
-
 /* Load loss: z = (clean - threshold) / std, q = dload phi(z) / std. Each expert gets dclean = q and dstd = -q z. */
 CUMOE_CPU_CLONES static void FN(load_gradients)(const REAL *restrict clean, const REAL *restrict noisy,
                                                 const REAL *restrict std, const REAL *restrict dload,
@@ -37,10 +25,10 @@ static void FN(pay_threshold)(const FN(gate_row_t) * row, int32_t place, REAL pa
 }
 
 /* The load loss of one token into dclean and dstd, thresholds differentiated. */
-static void FN(load_backward)(const cumoe_config_t *c, const REAL *clean, const REAL *dload, FN(gate_row_t) * row,
-                              REAL *dclean, REAL *dstd)
+static void FN(load_backward)(const cumoe_cpu_level_t *level, const REAL *clean, const REAL *dload,
+                              FN(gate_row_t) * row, REAL *dclean, REAL *dstd)
 {
-    const int32_t E = c->num_experts, K = c->top_k, chosen = row->found < K ? row->found : K;
+    const int32_t E = level->experts, K = level->top_k, chosen = row->found < K ? row->found : K;
     FN(load_gradients)(clean, row->noisy, row->std, dload, FN(threshold_of_others)(row, K), E, dclean, dstd);
     const REAL threshold = FN(threshold_of_chosen)(row, K);
     for (int32_t j = 0; j < chosen; j++) dclean[row->best[j]] = dstd[row->best[j]] = 0;
@@ -56,22 +44,59 @@ static void FN(load_backward)(const cumoe_config_t *c, const REAL *clean, const 
     FN(pay_threshold)(row, K, paid_by_chosen, dclean, dstd);
 }
 
-/* Through the softmax of the chosen (eq. 3), importance included; noise takes its share of every chosen logit. */
-static void FN(weights_backward)(const cumoe_gate_backward_args_t *args, int64_t t, int64_t K,
-                                 const REAL *dimportance, const float *normal, REAL *dclean, REAL *dstd)
+/* The choices of a row, and the gradients of their weights: those of slots, and of sums over the batch. */
+typedef struct FN(choices) {
+    int64_t count;
+    const int32_t *expert; /* [count] column of the row, -1 = none */
+    const REAL *weight, *dweight;
+    const REAL *dimportance; /* [columns], or NULL = 0 */
+} FN(choices_t);
+
+static inline REAL FN(choice_gradient)(const FN(choices_t) * choices, int64_t j)
 {
-    const int32_t *expert = args->routing.expert + t * K;
-    const REAL *weight = (const REAL *)args->routing.weight + t * K;
-    const REAL *dweight = (const REAL *)args->dweight + t * K;
+    return choices->dweight[j] + (choices->dimportance ? choices->dimportance[choices->expert[j]] : 0);
+}
+
+/* sum over the choices of weight times gradient. */
+static REAL FN(mean_gradient)(const FN(choices_t) * choices)
+{
     REAL mean = 0;
-    for (int64_t j = 0; j < K; j++)
-        if (expert[j] >= 0) mean += weight[j] * (dweight[j] + dimportance[expert[j]]);
-    for (int64_t j = 0; j < K; j++) {
-        const int32_t e = expert[j];
+    for (int64_t j = 0; j < choices->count; j++)
+        if (choices->expert[j] >= 0) mean += choices->weight[j] * FN(choice_gradient)(choices, j);
+    return mean;
+}
+
+/* Through the softmax of the chosen (eq. 3); noise takes its share of every chosen logit. */
+static void FN(weights_backward)(const FN(choices_t) * choices, const float *normal, REAL *dclean, REAL *dstd)
+{
+    const REAL mean = FN(mean_gradient)(choices);
+    for (int64_t j = 0; j < choices->count; j++) {
+        const int32_t e = choices->expert[j];
         if (e < 0) continue;
-        const REAL d = weight[j] * (dweight[j] + dimportance[e] - mean);
+        const REAL d = choices->weight[j] * (FN(choice_gradient)(choices, j) - mean);
         dclean[e] += d;
         if (dstd) dstd[e] += d * normal[e];
+    }
+}
+
+/* Weights that are shares of all experts: a logit moves every share. */
+CUMOE_CPU_CLONES static void FN(shares_backward)(const FN(choices_t) * choices, const FN(spread_t) * spread,
+                                                 int64_t E, REAL *restrict dclean)
+{
+    const REAL mean = FN(mean_gradient)(choices);
+    for (int64_t j = 0; j < choices->count; j++)
+        if (choices->expert[j] >= 0) dclean[choices->expert[j]] = FN(choice_gradient)(choices, j);
+    for (int64_t e = 0; e < E; e++) dclean[e] = spread->power[e] / spread->sum * (dclean[e] - mean);
+}
+
+static void FN(sigmoids_backward)(const FN(choices_t) * choices, bool renormalize, const FN(spread_t) * spread,
+                                  REAL *dclean)
+{
+    const REAL mean = renormalize ? FN(mean_gradient)(choices) : 0;
+    for (int64_t j = 0; j < choices->count; j++) {
+        const int32_t e = choices->expert[j];
+        if (e < 0) continue;
+        dclean[e] = choices->weight[j] * (1 - spread->share[e]) * (FN(choice_gradient)(choices, j) - mean);
     }
 }
 
@@ -86,42 +111,99 @@ CUMOE_CPU_CLONES static void FN(finish_noisy)(REAL *restrict logits, const REAL 
     }
 }
 
-static void FN(backward_token)(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args, int64_t t,
-                               const cumoe_cpu_gate_scratch_t *scratch, bool load, REAL *logits,
+/* The Switch loss and the z-loss of one token. products [E] is scratch. */
+CUMOE_CPU_CLONES static void FN(spread_backward)(const cumoe_config_t *c, const cumoe_cpu_batch_t *batch,
+                                                 const FN(spread_t) * spread, const REAL *restrict dprobability,
+                                                 REAL *restrict products, REAL *restrict dclean)
+{
+    const int64_t E = c->num_experts;
+    const bool sigmoid = c->gate == CUMOE_GATE_SIGMOID_TOPK;
+    if (batch->probabilities && spread->total > 0) {
+        for (int64_t e = 0; e < E; e++) products[e] = spread->share[e] / spread->total * dprobability[e];
+        const REAL mean = FN(sum_row)(products, E);
+        for (int64_t e = 0; e < E; e++) {
+            const REAL p = spread->share[e] / spread->total, slope = sigmoid ? p * (1 - spread->share[e]) : p;
+            dclean[e] += slope * (dprobability[e] - mean);
+        }
+    }
+    const REAL z = (REAL)batch->z * spread->lse;
+    for (int64_t e = 0; z != 0 && e < E; e++) dclean[e] += z * (spread->power[e] / spread->sum);
+}
+
+/* SOFTMAX_TOPK and SIGMOID_TOPK. */
+static void FN(backward_today)(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args, int64_t t,
+                               const cumoe_cpu_level_t *level, const FN(choices_t) * choices,
+                               const cumoe_cpu_batch_t *batch, const REAL *dprobability, REAL *logits,
                                FN(gate_row_t) * row)
 {
     const int64_t E = c->num_experts;
-    const bool noise = args->training && cumoe__is_noisy(c->gate);
-    REAL *dclean = row->first, *dstd = noise ? row->second : NULL;
+    REAL *dclean = row->std; /* free without noise */
     memset(dclean, 0, (size_t)E * sizeof(REAL));
-    if (!noise) {
-        FN(weights_backward)(args, t, c->top_k, scratch->dimportance, NULL, dclean, NULL);
+    FN(decide_row)(c, level, args->routing.call, t, 0, args->weights->gate_bias, logits, row);
+    if (row->found > 0) {
+        const FN(spread_t) spread = FN(spread_row)(c, logits, row);
+        if (c->gate == CUMOE_GATE_SIGMOID_TOPK)
+            FN(sigmoids_backward)(choices, c->renormalize, &spread, dclean);
+        else if (c->renormalize)
+            FN(weights_backward)(choices, NULL, dclean, NULL);
+        else
+            FN(shares_backward)(choices, &spread, E, dclean);
+        FN(spread_backward)(c, batch, &spread, dprobability, row->noisy, dclean);
+    }
+    memcpy(logits, dclean, (size_t)E * sizeof(REAL));
+}
+
+/* A row of a level with noise, or of a flat gate without: the gradients of its logits take their place. The row has
+ * been decided where there is noise. */
+static void FN(backward_row)(const cumoe_cpu_level_t *level, const FN(choices_t) * choices, const REAL *dload,
+                             REAL *logits, FN(gate_row_t) * row)
+{
+    const int64_t E = level->experts;
+    REAL *dclean = row->first, *dstd = level->noise ? row->second : NULL;
+    memset(dclean, 0, (size_t)E * sizeof(REAL));
+    if (dstd) memset(dstd, 0, (size_t)E * sizeof(REAL));
+    if (dload) FN(load_backward)(level, logits, dload, row, dclean, dstd);
+    FN(weights_backward)(choices, row->normal, dclean, dstd);
+    if (dstd)
+        FN(finish_noisy)(logits, row->std, dclean, dstd, E);
+    else
         memcpy(logits, dclean, (size_t)E * sizeof(REAL));
+}
+
+static void FN(backward_token)(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args, int64_t t,
+                               const cumoe_cpu_level_t *level, const cumoe_cpu_gate_scratch_t *scratch,
+                               const cumoe_cpu_batch_t *batch, REAL *logits, FN(gate_row_t) * row)
+{
+    const int64_t slot = t * c->top_k;
+    const FN(choices_t) choices = {.count = c->top_k,
+                                   .expert = args->routing.expert + slot,
+                                   .weight = (const REAL *)args->routing.weight + slot,
+                                   .dweight = (const REAL *)args->dweight + slot,
+                                   .dimportance = scratch->dimportance};
+    if (cumoe__cpu_has_spread(c)) {
+        FN(backward_today)(c, args, t, level, &choices, batch, scratch->dload, logits, row);
         return;
     }
-    memset(dstd, 0, (size_t)E * sizeof(REAL));
-    FN(decide_row)(c, args->routing.call, true, t, logits, row);
-    if (load) FN(load_backward)(c, logits, scratch->dload, row, dclean, dstd);
-    FN(weights_backward)(args, t, c->top_k, scratch->dimportance, row->normal, dclean, dstd);
-    FN(finish_noisy)(logits, row->std, dclean, dstd, E);
+    if (level->noise) FN(decide_row)(c, level, args->routing.call, t, 0, NULL, logits, row);
+    FN(backward_row)(level, &choices, batch->load ? scratch->dload : NULL, logits, row);
 }
 
 static void FN(backward_block)(const cumoe_context_t *context, const cumoe_gate_backward_args_t *args,
-                               int64_t first, int64_t tokens, bool load, const cumoe_cpu_gate_scratch_t *scratch)
+                               int64_t first, int64_t tokens, const cumoe_cpu_batch_t *batch,
+                               const cumoe_cpu_gate_scratch_t *scratch)
 {
     const cumoe_config_t *c = &context->config;
-    const int64_t columns = cumoe__cpu_gate_columns(c);
+    const cumoe_cpu_level_t level = cumoe__cpu_flat_level(c, args->training);
 #pragma omp parallel num_threads(c->max_threads)
     {
-        FN(gate_row_t)
-        row = FN(thread_row)(c, scratch, omp_get_thread_num(), cumoe__cpu_smooth_load(c, args->training));
+        FN(gate_row_t) row = FN(thread_row)(c, &level, scratch, omp_get_thread_num());
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < tokens; i++) {
-            REAL *logits = (REAL *)scratch->logits + i * columns;
+            REAL *logits = (REAL *)scratch->logits + i * level.columns;
             if (cumoe__cpu_token_counts(args->token_mask, first + i))
-                FN(backward_token)(c, args, first + i, scratch, load, logits, &row);
+                FN(backward_token)(c, args, first + i, &level, scratch, batch, logits, &row);
             else
-                memset(logits, 0, (size_t)columns * sizeof(REAL));
+                memset(logits, 0, (size_t)level.columns * sizeof(REAL));
         }
     }
 }
@@ -141,15 +223,30 @@ static double FN(upstream)(const cumoe_config_t *c, const cumoe_gate_backward_ar
     return args->loss_gradient ? (double)((const REAL *)args->loss_gradient)[loss] : (double)c->loss_weight[loss];
 }
 
-/* Gradients of the sums over the batch. Whether the load loss has any. */
-static bool FN(sum_gradients)(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args,
-                              const cumoe_cpu_gate_scratch_t *scratch)
+/* Of SWITCH by the sum of an expert's probabilities: upstream E count / tokens^2. */
+static void FN(switch_gradient)(const cumoe_config_t *c, const cumoe_routing_t *routing, double upstream,
+                                double unit, REAL *gradient)
+{
+    const double tokens = (double)*routing->tokens, factor = tokens > 0 ? upstream * c->num_experts / tokens : 0;
+    for (int64_t e = 0; e < c->num_experts; e++)
+        gradient[e] = (REAL)(tokens > 0 ? factor * ((double)routing->load[e] * unit) / tokens : 0);
+}
+
+static cumoe_cpu_batch_t FN(sum_gradients)(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args,
+                                           const cumoe_cpu_level_t *level, const cumoe_cpu_gate_scratch_t *scratch)
 {
     const double unit = 1.0 / (double)((int64_t)1 << CUMOE_FIXED_POINT_BITS(c->dtype));
+    const cumoe_routing_t *routing = &args->routing;
     FN(cv2_gradient)
-    (args->routing.importance, c->num_experts, unit, FN(upstream)(c, args, CUMOE_LOSS_IMPORTANCE),
-     scratch->dimportance);
+    (routing->importance, c->num_experts, unit, FN(upstream)(c, args, CUMOE_LOSS_IMPORTANCE), scratch->dimportance);
+    if (cumoe__cpu_has_spread(c)) {
+        const double upstream = FN(upstream)(c, args, CUMOE_LOSS_SWITCH);
+        const double z = 2 * FN(upstream)(c, args, CUMOE_LOSS_Z);
+        FN(switch_gradient)(c, routing, upstream, unit, scratch->dload);
+        return (cumoe_cpu_batch_t){.probabilities = upstream != 0,
+                                   .z = *routing->tokens > 0 ? z / (double)*routing->tokens : 0};
+    }
     const double upstream = FN(upstream)(c, args, CUMOE_LOSS_LOAD);
-    FN(cv2_gradient)(args->routing.load, c->num_experts, unit, upstream, scratch->dload);
-    return upstream != 0 && cumoe__cpu_smooth_load(c, args->training);
+    FN(cv2_gradient)(routing->load, c->num_experts, unit, upstream, scratch->dload);
+    return (cumoe_cpu_batch_t){.load = upstream != 0 && level->smooth};
 }

@@ -21,26 +21,25 @@ CUMOE_CPU_CLONES static void FN(add_fixed)(int64_t *restrict sums, const REAL *r
     for (int64_t i = 0; i < n; i++) sums[i] += (int64_t)((double)values[i] * scale + 0.5);
 }
 
-CUMOE_CPU_CLONES static void FN(add_loads)(const cumoe_config_t *c, const REAL *clean, FN(gate_row_t) * row,
+CUMOE_CPU_CLONES static void FN(add_loads)(const cumoe_cpu_level_t *level, const REAL *clean, FN(gate_row_t) * row,
                                            double scale, int64_t *loads)
 {
-    const int32_t K = c->top_k;
+    const int32_t K = level->top_k;
     REAL *p = row->first;
-    FN(all_probabilities)(clean, row->noisy, row->std, FN(threshold_of_others)(row, K), c->num_experts, p);
+    FN(all_probabilities)(clean, row->noisy, row->std, FN(threshold_of_others)(row, K), level->experts, p);
     const REAL threshold = FN(threshold_of_chosen)(row, K);
     for (int32_t j = 0; j < K && j < row->found; j++) {
         const int32_t e = row->best[j];
         p[e] =
             threshold == -(REAL)INFINITY ? 1 : FN(normal_cdf)(FN(load_argument)(clean[e], threshold, row->std[e]));
     }
-    FN(add_fixed)(loads, p, c->num_experts, scale);
+    FN(add_fixed)(loads, p, level->experts, scale);
 }
 
-/* Softmax over the chosen logits (eq. 3): weights of one token, in the order of slots. */
-CUMOE_CPU_CLONES static void FN(write_topk)(const cumoe_config_t *c, const FN(gate_row_t) * row, int32_t *expert,
-                                            REAL *weight)
+/* Softmax over the chosen logits (eq. 3): weights of one row, in the order of slots. */
+CUMOE_CPU_CLONES static void FN(write_topk)(int32_t K, const FN(gate_row_t) * row, int32_t *expert, REAL *weight)
 {
-    const int32_t K = c->top_k, chosen = row->found < K ? row->found : K;
+    const int32_t chosen = row->found < K ? row->found : K;
     REAL sum = 0;
     for (int32_t j = 0; j < K; j++) {
         expert[j] = j < chosen ? row->best[j] : -1;
@@ -69,22 +68,65 @@ CUMOE_CPU_CLONES static void FN(write_softmax)(const cumoe_config_t *c, const FN
     for (int32_t e = 0; e < E; e++) weight[e] = none ? (row->unusable ? NAN : 0) : weight[e] / sum;
 }
 
+/* The K largest of softmax(c) as they are. */
+static void FN(write_shares)(const cumoe_config_t *c, const REAL *clean, const FN(gate_row_t) * row,
+                             int32_t *expert, REAL *weight)
+{
+    FN(write_topk)(c->top_k, row, expert, weight);
+    if (row->found == 0) return;
+    const REAL sum = FN(spread_row)(c, clean, row).sum;
+    for (int32_t j = 0; j < row->found; j++) weight[j] = FN(exp)(row->value[j] - row->value[0]) / sum;
+}
+
+/* The K largest of sigmoid(c) + bias, without the bias. 1e-20: DeepSeek-V3's, for a sum that underflows. */
+static void FN(write_sigmoids)(const cumoe_config_t *c, const REAL *clean, const FN(gate_row_t) * row,
+                               int32_t *expert, REAL *weight)
+{
+    FN(write_topk)(c->top_k, row, expert, weight);
+    REAL sum = 0;
+    for (int32_t j = 0; j < row->found; j++) sum += weight[j] = FN(sigmoid)(clean[row->best[j]]);
+    if (!c->renormalize) return;
+    for (int32_t j = 0; j < row->found; j++) weight[j] /= sum + (REAL)1e-20;
+}
+
+static void FN(write_choices)(const cumoe_config_t *c, const REAL *clean, const FN(gate_row_t) * row,
+                              int32_t *expert, REAL *weight)
+{
+    if (c->gate == CUMOE_GATE_SOFTMAX)
+        FN(write_softmax)(c, row, expert, weight);
+    else if (c->gate == CUMOE_GATE_SIGMOID_TOPK)
+        FN(write_sigmoids)(c, clean, row, expert, weight);
+    else if (c->gate == CUMOE_GATE_SOFTMAX_TOPK && !c->renormalize)
+        FN(write_shares)(c, clean, row, expert, weight);
+    else
+        FN(write_topk)(c->top_k, row, expert, weight);
+}
+
+/* A row's part of the Switch loss, its probabilities; and of the z-loss, which is the result. */
+CUMOE_CPU_CLONES static REAL FN(add_spread)(const cumoe_config_t *c, const REAL *clean, const FN(gate_row_t) * row,
+                                            double scale, int64_t *probabilities)
+{
+    if (row->found == 0) return 0;
+    const FN(spread_t) spread = FN(spread_row)(c, clean, row);
+    for (int64_t e = 0; spread.total > 0 && e < c->num_experts; e++) spread.share[e] /= spread.total;
+    FN(add_fixed)(probabilities, spread.share, c->num_experts, scale);
+    return spread.lse * spread.lse;
+}
+
 /* One token: choices, weights, and its part of the sums. */
-static void FN(forward_token)(const cumoe_config_t *c, const cumoe_gate_args_t *args, int64_t t, const REAL *clean,
-                              FN(gate_row_t) * row, int64_t *sums, int64_t *counters)
+static void FN(forward_token)(const cumoe_config_t *c, const cumoe_gate_args_t *args,
+                              const cumoe_cpu_level_t *level, int64_t t, const REAL *clean, FN(gate_row_t) * row,
+                              REAL *square, int64_t *sums, int64_t *counters)
 {
     const int64_t E = c->num_experts, K = c->top_k;
-    const bool noise = args->training && cumoe__is_noisy(c->gate);
     const double scale = (double)((int64_t)1 << CUMOE_FIXED_POINT_BITS(c->dtype));
     int32_t *expert = args->routing.expert + t * K;
     REAL *weight = (REAL *)args->routing.weight + t * K;
 
-    FN(decide_row)(c, args->routing.call, noise, t, clean, row);
-    if (c->gate == CUMOE_GATE_SOFTMAX)
-        FN(write_softmax)(c, row, expert, weight);
-    else
-        FN(write_topk)(c, row, expert, weight);
-    if (cumoe__cpu_smooth_load(c, args->training)) FN(add_loads)(c, clean, row, scale, sums + E);
+    FN(decide_row)(c, level, args->routing.call, t, 0, args->weights->gate_bias, clean, row);
+    FN(write_choices)(c, clean, row, expert, weight);
+    if (level->smooth) FN(add_loads)(level, clean, row, scale, sums + E);
+    if (square) square[t] = FN(add_spread)(c, clean, row, scale, sums + E);
     bool routed = false;
     for (int64_t j = 0; j < K; j++) {
         if (expert[j] < 0) continue;
@@ -99,16 +141,19 @@ static void FN(forward_block)(const cumoe_context_t *context, const cumoe_gate_a
                               int64_t tokens, const cumoe_cpu_gate_scratch_t *scratch)
 {
     const cumoe_config_t *c = &context->config;
-    const int64_t columns = cumoe__cpu_gate_columns(c);
+    const cumoe_cpu_level_t level = cumoe__cpu_flat_level(c, args->training);
+    REAL *square = args->losses && cumoe__cpu_has_spread(c) ? scratch->square : NULL;
 #pragma omp parallel num_threads(c->max_threads)
     {
         const int thread = omp_get_thread_num();
-        FN(gate_row_t) row = FN(thread_row)(c, scratch, thread, cumoe__cpu_smooth_load(c, args->training));
+        FN(gate_row_t) row = FN(thread_row)(c, &level, scratch, thread);
+        int64_t *sums = scratch->sums + thread * 2 * (int64_t)c->num_experts;
+        int64_t *counters = scratch->counters + thread * CUMOE_CPU_GATE_COUNTERS;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < tokens; i++)
             if (cumoe__cpu_token_counts(args->token_mask, first + i)) FN(forward_token)
-        (c, args, first + i, (const REAL *)scratch->logits + i * columns, &row,
-         scratch->sums + thread * 2 * (int64_t)c->num_experts, scratch->counters + thread * COUNTERS);
+        (c, args, &level, first + i, (const REAL *)scratch->logits + i * level.columns, &row, square, sums,
+         counters);
     }
 }
 
@@ -129,18 +174,21 @@ static void FN(external_token)(const cumoe_config_t *c, const cumoe_gate_args_t 
 }
 
 /* The vectors and losses that the caller asked for. */
-static void FN(write_sums)(const cumoe_config_t *c, const cumoe_gate_args_t *args, double cv2_importance,
-                           double cv2_load)
+static void FN(write_sums)(const cumoe_config_t *c, const cumoe_gate_args_t *args, const double *losses)
 {
     const double unit = 1.0 / (double)((int64_t)1 << CUMOE_FIXED_POINT_BITS(c->dtype));
     for (int64_t e = 0; args->importance && e < c->num_experts; e++)
         ((REAL *)args->importance)[e] = (REAL)((double)args->routing.importance[e] * unit);
     for (int64_t e = 0; args->load && e < c->num_experts; e++)
         ((REAL *)args->load)[e] = (REAL)((double)args->routing.load[e] * unit);
-    REAL *losses = args->losses;
-    if (!losses) return;
-    const bool learned = c->gate != CUMOE_GATE_EXTERNAL;
-    for (int i = 0; i < CUMOE_NUM_LOSSES; i++) losses[i] = 0;
-    losses[CUMOE_LOSS_IMPORTANCE] = (REAL)(learned ? cv2_importance : 0);
-    losses[CUMOE_LOSS_LOAD] = (REAL)(learned ? cv2_load : 0);
+    for (int i = 0; args->losses && i < CUMOE_NUM_LOSSES; i++) ((REAL *)args->losses)[i] = (REAL)losses[i];
+}
+
+/* The mean over tokens of lse^2, the squares added in the order of tokens. */
+static double FN(z_loss)(const cumoe_gate_args_t *args, const REAL *square)
+{
+    double sum = 0;
+    for (int64_t t = 0; t < args->routing.call->live_tokens; t++)
+        if (cumoe__cpu_token_counts(args->token_mask, t)) sum += (double)square[t];
+    return *args->routing.tokens > 0 ? sum / (double)*args->routing.tokens : 0;
 }

@@ -1,5 +1,5 @@
-/* One token's row of logits, in REAL: noise, selection. Shared by forward and backward, so that both see the same.
- */
+/* One token's row of logits, in REAL: noise, selection, sums. Shared by forward and backward, so that both see the
+ * same. */
 
 /* What a row decides, and the scratch of a thread. */
 typedef struct FN(gate_row) {
@@ -22,6 +22,18 @@ CUMOE_CPU_CLONES static void FN(add_noise)(const REAL *restrict clean, const REA
         std[e] = s < FLT_MIN ? FLT_MIN : s;
         noisy[e] = clean[e] + normal[e] * std[e];
     }
+}
+
+/* sum of values, by sixteen interleaved sums in a fixed order: vector code without reordering by the compiler. */
+CUMOE_CPU_CLONES static REAL FN(sum_row)(const REAL *values, int64_t n)
+{
+    REAL lane[16] = {0}, total = 0;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int j = 0; j < 16; j++) lane[j] += values[i + j];
+    for (; i < n; i++) lane[i % 16] += values[i];
+    for (int j = 0; j < 16; j++) total += lane[j];
+    return total;
 }
 
 /* NaN and +Inf never win: they become -Inf, like what is masked. The number of them. */
@@ -54,19 +66,64 @@ static void FN(select_best)(const REAL *logits, int64_t E, FN(gate_row_t) * row)
     }
 }
 
-/* From a row of logits to the noisy logits and the best of them. */
-static void FN(decide_row)(const cumoe_config_t *c, const cumoe_call_t *call, bool noise, int64_t t,
-                           const REAL *clean, FN(gate_row_t) * row)
+/* Usable logits become sigmoid(c) + bias; bias may be NULL. */
+CUMOE_CPU_CLONES static void FN(score)(REAL *restrict logits, const REAL *restrict bias, int64_t E)
 {
-    const int64_t E = c->num_experts;
-    if (noise) {
-        cumoe__cpu_row_normals(row->normal, E, call->seed, c->noise_stream, call->offset, call->first_token + t);
+    for (int64_t e = 0; e < E; e++) {
+        const REAL score = FN(sigmoid)(logits[e]) + (bias ? bias[e] : 0);
+        logits[e] = logits[e] > -(REAL)INFINITY ? score : logits[e];
+    }
+}
+
+/* From a row of logits to the noisy logits (SIGMOID_TOPK: to the scores) and the best of them. quad is that of the
+ * level's first expert in the name of the noise. */
+static void FN(decide_row)(const cumoe_config_t *c, const cumoe_cpu_level_t *level, const cumoe_call_t *call,
+                           int64_t t, uint32_t quad, const REAL *bias, const REAL *clean, FN(gate_row_t) * row)
+{
+    const int64_t E = level->experts;
+    if (level->noise) {
+        cumoe__cpu_row_normals(row->normal, E, call, c->noise_stream, t, level->noise_level, quad);
         FN(add_noise)(clean, clean + E, row->normal, (REAL)c->noise_epsilon, E, row->std, row->noisy);
     } else {
         memcpy(row->noisy, clean, (size_t)E * sizeof(REAL));
     }
     row->unusable = FN(drop_unusable)(row->noisy, E);
+    if (c->gate == CUMOE_GATE_SIGMOID_TOPK) {
+        FN(score)(row->noisy, bias, E);
+        row->unusable += FN(drop_unusable)(row->noisy, E);
+    }
     if (c->gate != CUMOE_GATE_SOFTMAX) FN(select_best)(row->noisy, E, row);
+}
+
+/* What the Switch loss and the z-loss see of a row with usable logits: p_e = share[e] / total and softmax(c)_e =
+ * power[e] / sum, lse = log sum exp(c). A softmax gate's share is its power. */
+typedef struct FN(spread) {
+    REAL *share, *power;
+    REAL total, sum, lse;
+} FN(spread_t);
+
+/* share and power take the free rows. */
+CUMOE_CPU_CLONES static FN(spread_t)
+    FN(spread_row)(const cumoe_config_t *c, const REAL *restrict clean, const FN(gate_row_t) * row)
+{
+    const int64_t E = c->num_experts;
+    const REAL *restrict usable = row->noisy;
+    const bool sigmoid = c->gate == CUMOE_GATE_SIGMOID_TOPK;
+    REAL *restrict power = row->first, *restrict share = row->second, most = -(REAL)INFINITY;
+    for (int64_t e = 0; e < E; e++) most = usable[e] > -(REAL)INFINITY && clean[e] > most ? clean[e] : most;
+    for (int64_t e = 0; e < E; e++) {
+        const REAL p = FN(exp)(clean[e] - most);
+        power[e] = usable[e] > -(REAL)INFINITY ? p : 0;
+    }
+    for (int64_t e = 0; sigmoid && e < E; e++) {
+        const REAL s = FN(sigmoid)(clean[e]);
+        share[e] = usable[e] > -(REAL)INFINITY ? s : 0;
+    }
+    FN(spread_t) spread = {.power = power, .sum = FN(sum_row)(power, E)};
+    spread.share = sigmoid ? share : power;
+    spread.total = sigmoid ? FN(sum_row)(share, E) : spread.sum;
+    spread.lse = most + (REAL)log((double)spread.sum);
+    return spread;
 }
 
 /* kth_excluding (eq. 9): a chosen expert must stay above the runner-up, the others above the last chosen one. */
@@ -87,15 +144,15 @@ static inline __attribute__((always_inline)) REAL FN(load_argument)(REAL clean, 
     return z < -40 ? -40 : z > 40 ? 40 : z;
 }
 
-static FN(gate_row_t)
-    FN(thread_row)(const cumoe_config_t *c, const cumoe_cpu_gate_scratch_t *scratch, int thread, bool smooth)
+static FN(gate_row_t) FN(thread_row)(const cumoe_config_t *c, const cumoe_cpu_level_t *level,
+                                     const cumoe_cpu_gate_scratch_t *scratch, int thread)
 {
-    const int64_t E = c->num_experts;
+    const int64_t E = cumoe__cpu_row_experts(c);
     REAL *rows = (REAL *)scratch->rows + thread * 4 * E;
     return (FN(gate_row_t)){.std = rows,
                             .noisy = rows + E,
                             .first = rows + 2 * E,
                             .second = rows + 3 * E,
                             .normal = scratch->normals + thread * cumoe__cpu_normals_stride(c),
-                            .wanted = c->top_k + (smooth ? 1 : 0)};
+                            .wanted = level->top_k + (level->smooth ? 1 : 0)};
 }
