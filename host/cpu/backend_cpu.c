@@ -81,7 +81,7 @@ static cumoe_status_t supports(void *device, cumoe_config_t *c)
     CUMOE_REQUIRE(
         c->compute == CUMOE_COMPUTE_EXACT, UNSUPPORTED_DEVICE,
         "cumoe_layer_create: config.compute = CUMOE_COMPUTE_TF32 is for CUDA, but this handle is the CPU");
-    CUMOE_REQUIRE(c->gate != CUMOE_GATE_HIERARCHICAL && c->gate != CUMOE_GATE_BALANCED, UNSUPPORTED_CONFIG,
+    CUMOE_REQUIRE(c->gate != CUMOE_GATE_BALANCED, UNSUPPORTED_CONFIG,
                   "cumoe_layer_create: config.gate = CUMOE_GATE_%s is not in this version", gate_names[c->gate]);
     if (c->max_threads == 0) c->max_threads = omp_get_max_threads();
     return CUMOE_SUCCESS;

@@ -2,7 +2,6 @@
  * of w_gate, w_noise and x. Sums over tokens run in the order of tokens, whatever the block and the threads. */
 #include "host/cpu/gate.h"
 #include "host/elementary.h"
-#include "host/philox.h"
 
 #include <omp.h>
 
@@ -10,12 +9,20 @@
 #define FN(x) x##_f32
 #include "host/cpu/gate_row_real.h"
 
+#include "host/cpu/gate_spread_real.h"
+
+#include "host/cpu/gate_gradient_real.h"
+
 #include "host/cpu/gate_backward_real.h"
 #undef REAL
 #undef FN
 #define REAL  double
 #define FN(x) x##_f64
 #include "host/cpu/gate_row_real.h"
+
+#include "host/cpu/gate_spread_real.h"
+
+#include "host/cpu/gate_gradient_real.h"
 
 #include "host/cpu/gate_backward_real.h"
 #undef REAL
@@ -27,33 +34,32 @@ size_t cumoe__cpu_gate_backward_workspace(const cumoe_context_t *context, int64_
 }
 
 /* The block's dlogits, half 0 = clean, 1 = raw, as [token, expert] or transposed. */
-static cumoe_cpu_factor_t dlogits_factor(const cumoe_config_t *c, const cumoe_cpu_gate_scratch_t *scratch, int half,
-                                         bool transposed)
+static cumoe_cpu_factor_t dlogits_factor(const cumoe_config_t *c, const cumoe_cpu_level_t *level,
+                                         const cumoe_cpu_gate_scratch_t *scratch, int half, bool transposed)
 {
     const cumoe_dtype_t dtype = cumoe__gate_dtype(c);
-    const size_t skip = (size_t)half * (size_t)c->num_experts * cumoe__dtype_size(dtype);
-    const int64_t columns = cumoe__cpu_flat_level(c, true).columns;
+    const size_t skip = (size_t)half * (size_t)level->experts * cumoe__dtype_size(dtype);
     return (cumoe_cpu_factor_t){.data = (const char *)scratch->logits + skip,
                                 .dtype = dtype,
-                                .line_stride = transposed ? 1 : columns,
-                                .depth_stride = transposed ? columns : 1};
+                                .line_stride = transposed ? 1 : level->columns,
+                                .depth_stride = transposed ? level->columns : 1};
 }
 
 /* dx_gate of the block = dclean w_gate, + draw w_noise. */
-static void input_gradient(const cumoe_context_t *context, const cumoe_gate_backward_args_t *args, int64_t first,
-                           int64_t tokens, int halves, const cumoe_cpu_gate_scratch_t *scratch)
+static void input_gradient(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args,
+                           const cumoe_cpu_level_t *level, int64_t first, int64_t tokens,
+                           const cumoe_cpu_gate_scratch_t *scratch)
 {
-    const cumoe_config_t *c = &context->config;
     const int64_t H = c->hidden_size;
     const cumoe_dtype_t dtype = args->weights->gate_dtype;
     const cumoe_cpu_gemm_t gemm = {
         .groups = 1,
         .m = tokens,
         .n = H,
-        .k = c->num_experts,
+        .k = level->experts,
         .parts = 1,
-        .terms = halves,
-        .a = {dlogits_factor(c, scratch, 0, false), dlogits_factor(c, scratch, 1, false)},
+        .terms = level->noise ? 2 : 1,
+        .a = {dlogits_factor(c, level, scratch, 0, false), dlogits_factor(c, level, scratch, 1, false)},
         .b = {{.data = args->weights->w_gate, .dtype = dtype, .line_stride = 1, .depth_stride = H},
               {.data = args->weights->w_noise, .dtype = dtype, .line_stride = 1, .depth_stride = H}},
         .c = {(char *)args->dx_gate + (size_t)(first * H) * cumoe__dtype_size(cumoe__gate_dtype(c))},
@@ -74,23 +80,23 @@ static int64_t list_counted(const uint8_t *token_mask, int64_t first, int64_t to
 }
 
 /* dw_gate += dclean^T x of the block, dw_noise likewise; the first block of a WRITE begins from 0. */
-static void weight_gradients(const cumoe_context_t *context, const cumoe_gate_backward_args_t *args, int64_t first,
-                             int64_t tokens, int halves, const cumoe_cpu_gate_scratch_t *scratch)
+static void weight_gradients(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args,
+                             const cumoe_cpu_level_t *level, int64_t first, int64_t tokens,
+                             const cumoe_cpu_gate_scratch_t *scratch)
 {
-    const cumoe_config_t *c = &context->config;
     const int64_t H = c->hidden_size, counted = list_counted(args->token_mask, first, tokens, scratch->counted);
     void *gradients[2] = {args->gradients->w_gate, args->gradients->w_noise};
     const size_t skip = (size_t)(first * args->x_stride) * cumoe__dtype_size(c->dtype);
-    for (int half = 0; half < halves; half++) {
+    for (int half = 0; half < (level->noise ? 2 : 1); half++) {
         if (!gradients[half]) continue;
         cumoe_cpu_gemm_t gemm = {
             .groups = 1,
-            .m = c->num_experts,
+            .m = level->experts,
             .n = H,
             .k = counted,
             .parts = 1,
             .terms = 1,
-            .a = {dlogits_factor(c, scratch, half, true)},
+            .a = {dlogits_factor(c, level, scratch, half, true)},
             .b = {{.data = (const char *)args->x + skip,
                    .dtype = c->dtype,
                    .line_stride = 1,
@@ -107,13 +113,31 @@ static void weight_gradients(const cumoe_context_t *context, const cumoe_gate_ba
 }
 
 /* WRITE leaves zeros in what no block writes: everything when there is no token, w_noise without noise. */
-static void clear_unwritten(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args, int halves_written)
+static void clear_unwritten(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args,
+                            const cumoe_cpu_level_t *level, bool any)
 {
     if (args->gradient_mode != CUMOE_GRADIENT_WRITE) return;
-    const size_t size =
-        (size_t)c->num_experts * (size_t)c->hidden_size * cumoe__dtype_size(args->gradients->gate_dtype);
-    if (args->gradients->w_gate && halves_written < 1) memset(args->gradients->w_gate, 0, size);
-    if (args->gradients->w_noise && halves_written < 2) memset(args->gradients->w_noise, 0, size);
+    const cumoe_weights_t *g = args->gradients;
+    const size_t size = (size_t)level->experts * (size_t)c->hidden_size * cumoe__dtype_size(g->gate_dtype);
+    if (g->w_gate && !any) memset(g->w_gate, 0, size);
+    if (g->w_noise && !(any && level->noise)) memset(g->w_noise, 0, size);
+}
+
+void cumoe__cpu_flat_backward(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args,
+                              const cumoe_cpu_level_t *level, const cumoe_cpu_batch_t *batch,
+                              const cumoe_cpu_gate_scratch_t *scratch)
+{
+    const int64_t live = args->routing.call->live_tokens, block = cumoe__cpu_gate_block(c, args->num_tokens);
+    clear_unwritten(c, args, level, live > 0);
+    for (int64_t first = 0; first < live; first += block) {
+        const int64_t tokens = live - first < block ? live - first : block;
+        if (level->noise || cumoe__cpu_has_spread(c))
+            cumoe__cpu_gate_logits(c, level, args->weights, args->x, args->x_stride, first, tokens, scratch);
+        (c->dtype == CUMOE_F64 ? backward_block_f64 : backward_block_f32)(c, args, level, batch, first, tokens,
+                                                                          scratch);
+        if (args->dx_gate) input_gradient(c, args, level, first, tokens, scratch);
+        weight_gradients(c, args, level, first, tokens, scratch);
+    }
 }
 
 cumoe_status_t cumoe__cpu_gate_backward(const cumoe_context_t *context, const cumoe_gate_backward_args_t *args,
@@ -125,20 +149,12 @@ cumoe_status_t cumoe__cpu_gate_backward(const cumoe_context_t *context, const cu
     const cumoe_cpu_gate_scratch_t scratch =
         cumoe__cpu_gate_scratch(context, args->num_tokens, true, args->workspace);
     const cumoe_cpu_level_t level = cumoe__cpu_flat_level(c, args->training);
-    const bool wide = c->dtype == CUMOE_F64, again = level.noise || cumoe__cpu_has_spread(c);
-    const cumoe_cpu_batch_t batch = (wide ? sum_gradients_f64 : sum_gradients_f32)(c, args, &level, &scratch);
-    const int64_t live = args->routing.call->live_tokens, block = cumoe__cpu_gate_block(c, args->num_tokens);
-    const int halves = level.noise ? 2 : 1;
-
-    clear_unwritten(c, args, live > 0 ? halves : 0);
-    for (int64_t first = 0; first < live; first += block) {
-        const int64_t tokens = live - first < block ? live - first : block;
-        if (again)
-            cumoe__cpu_gate_logits(context, args->weights, args->x, args->x_stride, first, tokens, level.noise,
-                                   &scratch);
-        (wide ? backward_block_f64 : backward_block_f32)(context, args, first, tokens, &batch, &scratch);
-        if (args->dx_gate) input_gradient(context, args, first, tokens, halves, &scratch);
-        weight_gradients(context, args, first, tokens, halves, &scratch);
+    if (c->gate == CUMOE_GATE_HIERARCHICAL) {
+        cumoe__cpu_groups_backward(c, args, &scratch);
+    } else {
+        const cumoe_cpu_batch_t batch =
+            (c->dtype == CUMOE_F64 ? sum_gradients_f64 : sum_gradients_f32)(c, args, &level, &scratch);
+        cumoe__cpu_flat_backward(c, args, &level, &batch, &scratch);
     }
     return CUMOE_SUCCESS;
 }

@@ -1,56 +1,5 @@
 /* Forward of gate.c, in REAL. */
 
-/* P(x, i) (eq. 9) for every expert, added to the loads. */
-CUMOE_CPU_CLONES static void FN(all_probabilities)(const REAL *restrict clean, const REAL *restrict noisy,
-                                                   const REAL *restrict std, REAL threshold, int64_t E,
-                                                   REAL *restrict probability)
-{
-    if (threshold == -(REAL)INFINITY) { /* fewer than K others: certain */
-        for (int64_t e = 0; e < E; e++) probability[e] = noisy[e] > -(REAL)INFINITY;
-        return;
-    }
-    for (int64_t e = 0; e < E; e++) {
-        const REAL p = FN(normal_cdf)(FN(load_argument)(clean[e], threshold, std[e]));
-        probability[e] = noisy[e] > -(REAL)INFINITY ? p : 0;
-    }
-}
-
-CUMOE_CPU_CLONES static void FN(add_fixed)(int64_t *restrict sums, const REAL *restrict values, int64_t n,
-                                           double scale)
-{
-    for (int64_t i = 0; i < n; i++) sums[i] += (int64_t)((double)values[i] * scale + 0.5);
-}
-
-CUMOE_CPU_CLONES static void FN(add_loads)(const cumoe_cpu_level_t *level, const REAL *clean, FN(gate_row_t) * row,
-                                           double scale, int64_t *loads)
-{
-    const int32_t K = level->top_k;
-    REAL *p = row->first;
-    FN(all_probabilities)(clean, row->noisy, row->std, FN(threshold_of_others)(row, K), level->experts, p);
-    const REAL threshold = FN(threshold_of_chosen)(row, K);
-    for (int32_t j = 0; j < K && j < row->found; j++) {
-        const int32_t e = row->best[j];
-        p[e] =
-            threshold == -(REAL)INFINITY ? 1 : FN(normal_cdf)(FN(load_argument)(clean[e], threshold, row->std[e]));
-    }
-    FN(add_fixed)(loads, p, level->experts, scale);
-}
-
-/* Softmax over the chosen logits (eq. 3): weights of one row, in the order of slots. */
-CUMOE_CPU_CLONES static void FN(write_topk)(int32_t K, const FN(gate_row_t) * row, int32_t *expert, REAL *weight)
-{
-    const int32_t chosen = row->found < K ? row->found : K;
-    REAL sum = 0;
-    for (int32_t j = 0; j < K; j++) {
-        expert[j] = j < chosen ? row->best[j] : -1;
-        weight[j] = j < chosen ? FN(exp)(row->value[j] - row->value[0]) : 0;
-        sum += weight[j];
-    }
-    for (int32_t j = 0; j < chosen; j++) weight[j] /= sum;
-    if (chosen == 0 && row->unusable)
-        for (int32_t j = 0; j < K; j++) weight[j] = NAN;
-}
-
 /* Softmax over all experts (eq. 2); expert e in slot e. */
 CUMOE_CPU_CLONES static void FN(write_softmax)(const cumoe_config_t *c, const FN(gate_row_t) * row, int32_t *expert,
                                                REAL *weight)
@@ -119,7 +68,7 @@ static void FN(forward_token)(const cumoe_config_t *c, const cumoe_gate_args_t *
                               REAL *square, int64_t *sums, int64_t *counters)
 {
     const int64_t E = c->num_experts, K = c->top_k;
-    const double scale = (double)((int64_t)1 << CUMOE_FIXED_POINT_BITS(c->dtype));
+    const double scale = 1 / cumoe__cpu_fixed_unit(c);
     int32_t *expert = args->routing.expert + t * K;
     REAL *weight = (REAL *)args->routing.weight + t * K;
 
@@ -137,22 +86,21 @@ static void FN(forward_token)(const cumoe_config_t *c, const cumoe_gate_args_t *
     counters[COUNT_NAN_TOKENS] += !routed && row->unusable;
 }
 
-static void FN(forward_block)(const cumoe_context_t *context, const cumoe_gate_args_t *args, int64_t first,
-                              int64_t tokens, const cumoe_cpu_gate_scratch_t *scratch)
+static void FN(forward_block)(const cumoe_config_t *c, const cumoe_gate_args_t *args,
+                              const cumoe_cpu_level_t *level, int64_t first, int64_t tokens,
+                              const cumoe_cpu_gate_scratch_t *scratch)
 {
-    const cumoe_config_t *c = &context->config;
-    const cumoe_cpu_level_t level = cumoe__cpu_flat_level(c, args->training);
     REAL *square = args->losses && cumoe__cpu_has_spread(c) ? scratch->square : NULL;
 #pragma omp parallel num_threads(c->max_threads)
     {
         const int thread = omp_get_thread_num();
-        FN(gate_row_t) row = FN(thread_row)(c, &level, scratch, thread);
+        FN(gate_row_t) row = FN(thread_row)(level, scratch, thread);
         int64_t *sums = scratch->sums + thread * 2 * (int64_t)c->num_experts;
         int64_t *counters = scratch->counters + thread * CUMOE_CPU_GATE_COUNTERS;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < tokens; i++)
             if (cumoe__cpu_token_counts(args->token_mask, first + i)) FN(forward_token)
-        (c, args, &level, first + i, (const REAL *)scratch->logits + i * level.columns, &row, square, sums,
+        (c, args, level, first + i, (const REAL *)scratch->logits + i * level->columns, &row, square, sums,
          counters);
     }
 }
@@ -174,13 +122,13 @@ static void FN(external_token)(const cumoe_config_t *c, const cumoe_gate_args_t 
 }
 
 /* The vectors and losses that the caller asked for. */
-static void FN(write_sums)(const cumoe_config_t *c, const cumoe_gate_args_t *args, const double *losses)
+static void FN(write_sums)(const cumoe_config_t *c, const cumoe_gate_args_t *args, const double *loads,
+                           const double *losses)
 {
-    const double unit = 1.0 / (double)((int64_t)1 << CUMOE_FIXED_POINT_BITS(c->dtype));
+    const double unit = cumoe__cpu_fixed_unit(c);
     for (int64_t e = 0; args->importance && e < c->num_experts; e++)
         ((REAL *)args->importance)[e] = (REAL)((double)args->routing.importance[e] * unit);
-    for (int64_t e = 0; args->load && e < c->num_experts; e++)
-        ((REAL *)args->load)[e] = (REAL)((double)args->routing.load[e] * unit);
+    for (int64_t e = 0; args->load && e < c->num_experts; e++) ((REAL *)args->load)[e] = (REAL)loads[e];
     for (int i = 0; args->losses && i < CUMOE_NUM_LOSSES; i++) ((REAL *)args->losses)[i] = (REAL)losses[i];
 }
 

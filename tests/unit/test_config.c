@@ -220,8 +220,6 @@ Test(config, rules_between_fields)
     config.gate = CUMOE_GATE_HIERARCHICAL;
     config.num_groups = 4;
     config.top_k_groups = 2;
-    expect_refusal(&report, create(&config, &report), CUMOE_UNSUPPORTED_CONFIG, "cumoe_layer_create", "config.gate",
-                   "HIERARCHICAL");
     config.num_groups = 3; /* does not divide E */
     expect_refusal(&report, create(&config, &report), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create",
                    "config.num_groups", "3");
