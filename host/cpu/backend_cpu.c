@@ -72,17 +72,12 @@ static cumoe_status_t stream_synchronize(void *device, cumoe_stream_t stream)
     return CUMOE_SUCCESS;
 }
 
-static const char *const gate_names[] = {"NOISY_TOPK", "SOFTMAX",      "EXTERNAL",    "HIERARCHICAL",
-                                         "BALANCED",   "SOFTMAX_TOPK", "SIGMOID_TOPK"};
-
 static cumoe_status_t supports(void *device, cumoe_config_t *c)
 {
     (void)device;
     CUMOE_REQUIRE(
         c->compute == CUMOE_COMPUTE_EXACT, UNSUPPORTED_DEVICE,
         "cumoe_layer_create: config.compute = CUMOE_COMPUTE_TF32 is for CUDA, but this handle is the CPU");
-    CUMOE_REQUIRE(c->gate != CUMOE_GATE_BALANCED, UNSUPPORTED_CONFIG,
-                  "cumoe_layer_create: config.gate = CUMOE_GATE_%s is not in this version", gate_names[c->gate]);
     if (c->max_threads == 0) c->max_threads = omp_get_max_threads();
     return CUMOE_SUCCESS;
 }

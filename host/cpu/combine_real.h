@@ -1,8 +1,8 @@
 /* One token of combine.c, in REAL. Choices are added in ascending order, one row after the other. cols is a
  * constant for whole pieces. */
 
-/* A piece of columns of y[t] = sum over j of weight[t, j] * output[row of (t, j)]; NaN for a token without a usable
- * logit. */
+/* A piece of columns of y[t] = sum over j of weight[t, j] * output[row of (t, j)]; NaN where a choice
+ * had no usable logit. */
 static inline __attribute__((always_inline)) void FN(combine_piece)(const cumoe_config_t *c,
                                                                     const cumoe_combine_args_t *args, int64_t t,
                                                                     int64_t first, const int64_t cols)
@@ -11,11 +11,12 @@ static inline __attribute__((always_inline)) void FN(combine_piece)(const cumoe_
     const cumoe_cpu_slots_t own = cumoe__cpu_slots_of(c, args->routing.token_slot, t);
     const REAL *weight = (const REAL *)args->routing.weight;
     const int32_t *row = args->rows.slot_row;
-    const bool unusable = own.begin < own.end && row[own.begin] < 0 && isnan(weight[own.begin]);
-    REAL sum[PIECE], output[PIECE] = {0};
-    for (int i = 0; i < PIECE; i++) sum[i] = unusable ? weight[own.begin] : 0;
+    REAL sum[PIECE] = {0}, output[PIECE] = {0};
     for (int64_t j = own.begin; j < own.end; j++) {
-        if (row[j] < 0) continue;
+        if (row[j] < 0) {
+            for (int i = 0; isnan(weight[j]) && i < PIECE; i++) sum[i] = weight[j];
+            continue;
+        }
         FN(load)(args->output, c->dtype, row[j] * H + first, cols, output);
         for (int i = 0; i < PIECE; i++) sum[i] += weight[j] * output[i];
     }

@@ -103,7 +103,12 @@ cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context,
     s.square = cumoe__take(&arena, !backward && cumoe__cpu_has_spread(c) ? (size_t)num_tokens * real : 0);
     s.normals = cumoe__take(&arena, threads * (size_t)cumoe__cpu_normals_stride(s.row_experts) * sizeof(float));
     if (c->gate == CUMOE_GATE_HIERARCHICAL) place_groups(&arena, c, num_tokens, backward, &s.groups);
-    s.gates = cumoe__take(&arena, !backward && c->gate == CUMOE_GATE_BALANCED ? E * (size_t)num_tokens * real : 0);
+    if (!backward && c->gate == CUMOE_GATE_BALANCED) {
+        s.gates = cumoe__take(&arena, E * (size_t)num_tokens * real);
+        s.cut = cumoe__take(&arena, E * real);
+        s.last = cumoe__take(&arena, E * sizeof(int32_t));
+        s.is_nan = cumoe__take(&arena, (size_t)num_tokens);
+    }
     s.gemm = cumoe__take(&arena, cumoe__cpu_gemm_workspace(c->max_threads));
     s.size = arena.used;
     return s;
@@ -320,7 +325,10 @@ cumoe_status_t cumoe__cpu_gate(const cumoe_context_t *context, const cumoe_gate_
     if (c->gate == CUMOE_GATE_HIERARCHICAL) {
         cumoe__cpu_groups_forward(c, args, &scratch);
     } else {
-        cumoe__cpu_flat_forward(c, args, &level, &scratch);
+        if (c->gate == CUMOE_GATE_BALANCED)
+            batch = cumoe__cpu_balanced_forward(c, args, &scratch);
+        else
+            cumoe__cpu_flat_forward(c, args, &level, &scratch);
         cumoe__cpu_reduce_sums(c, args, level.smooth, &scratch);
     }
     finish(c, args, &batch, &scratch);

@@ -1,7 +1,7 @@
 /* What the files of the gate share: levels, blocks of tokens and their logits, the scratch of a call.
  *
  *   gate.c            the stage, and flat gates     gate_backward.c   the same backward
- *   gate_groups.c     HIERARCHICAL, both ways       gate_balanced.c   BALANCED, both ways */
+ *   gate_groups.c     HIERARCHICAL, both ways       gate_balanced.c   BALANCED; backward it is flat */
 #ifndef CUMOE_CPU_GATE_H
 #define CUMOE_CPU_GATE_H
 
@@ -100,7 +100,13 @@ typedef struct cumoe_cpu_gate_scratch {
     float *normals;    /* [threads][row_experts rounded up to 64] */
     int32_t *count;    /* [E] rows per expert; forward */
     int32_t *counted;  /* [block] tokens that are not padding; backward */
-    void *gates;       /* [E, T] gate type, BALANCED: softmax(c); forward */
+
+    /* BALANCED, forward. */
+    void *gates;     /* [E, T] gate type: softmax(c); -1 = can not be taken */
+    void *cut;       /* [E] gate type: gates above it are taken, ... */
+    int32_t *last;   /* [E] ... and those equal to it of tokens up to this one */
+    uint8_t *is_nan; /* [T] no usable logit because of NaN or +Inf */
+
     cumoe_cpu_groups_t groups;
     void *gemm;
     int64_t row_experts; /* of the longest row of logits */
@@ -145,6 +151,9 @@ void cumoe__cpu_groups_forward(const cumoe_config_t *c, const cumoe_gate_args_t 
                                const cumoe_cpu_gate_scratch_t *scratch);
 void cumoe__cpu_groups_backward(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args,
                                 const cumoe_cpu_gate_scratch_t *scratch);
+
+cumoe_cpu_batch_result_t cumoe__cpu_balanced_forward(const cumoe_config_t *c, const cumoe_gate_args_t *args,
+                                                     const cumoe_cpu_gate_scratch_t *scratch);
 
 /* logits[0..tokens) = x[first ..] w_gate^T, and raw beside them with noise. */
 void cumoe__cpu_gate_logits(const cumoe_config_t *c, const cumoe_cpu_level_t *level, const cumoe_weights_t *weights,

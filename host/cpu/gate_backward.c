@@ -155,6 +155,8 @@ cumoe_status_t cumoe__cpu_gate_backward(const cumoe_context_t *context, const cu
         const cumoe_cpu_batch_t batch =
             (c->dtype == CUMOE_F64 ? sum_gradients_f64 : sum_gradients_f32)(c, args, &level, &scratch);
         cumoe__cpu_flat_backward(c, args, &level, &batch, &scratch);
+        if (c->gate == CUMOE_GATE_BALANCED)
+            (c->dtype == CUMOE_F64 ? threshold_gradient_f64 : threshold_gradient_f32)(c, args);
     }
     return CUMOE_SUCCESS;
 }

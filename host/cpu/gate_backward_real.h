@@ -67,11 +67,11 @@ static void FN(backward_token)(const cumoe_config_t *c, const cumoe_gate_backwar
                                const cumoe_cpu_level_t *level, const cumoe_cpu_gate_scratch_t *scratch,
                                const cumoe_cpu_batch_t *batch, REAL *logits, FN(gate_row_t) * row)
 {
-    const int64_t slot = t * c->top_k;
-    const FN(choices_t) choices = {.count = c->top_k,
-                                   .expert = args->routing.expert + slot,
-                                   .weight = (const REAL *)args->routing.weight + slot,
-                                   .dweight = (const REAL *)args->dweight + slot,
+    const cumoe_cpu_slots_t own = cumoe__cpu_slots_of(c, args->routing.token_slot, t);
+    const FN(choices_t) choices = {.count = own.end - own.begin,
+                                   .expert = args->routing.expert + own.begin,
+                                   .weight = (const REAL *)args->routing.weight + own.begin,
+                                   .dweight = (const REAL *)args->dweight + own.begin,
                                    .dimportance = scratch->dimportance};
     if (cumoe__cpu_has_spread(c)) {
         FN(backward_today)(c, args, t, level, &choices, batch, scratch->dload, logits, row);
@@ -125,4 +125,15 @@ static cumoe_cpu_batch_t FN(sum_gradients)(const cumoe_config_t *c, const cumoe_
     FN(cv2_gradient)(scratch->numbers, c->num_experts, upstream);
     for (int64_t e = 0; e < c->num_experts; e++) ((REAL *)scratch->dload)[e] = (REAL)scratch->numbers[e];
     return (cumoe_cpu_batch_t){.load = upstream != 0 && level->smooth};
+}
+
+/* Of the thresholds: L_batchwise alone moves them (eq. 20). */
+static void FN(threshold_gradient)(const cumoe_config_t *c, const cumoe_gate_backward_args_t *args)
+{
+    REAL *gradient = args->gradients->thresholds;
+    const REAL upstream = (REAL)FN(upstream)(c, args, CUMOE_LOSS_THRESHOLD);
+    for (int64_t e = 0; gradient && e < c->num_experts; e++) {
+        const REAL d = args->training ? -(upstream * (REAL)args->routing.excess[e]) : 0;
+        gradient[e] = args->gradient_mode == CUMOE_GRADIENT_ADD ? gradient[e] + d : d;
+    }
 }

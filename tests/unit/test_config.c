@@ -156,7 +156,6 @@ static const bad_field_t BAD_FIELDS[] = {
     FIELD(expert_bias, INT32, 2, "2", INVALID_ARGUMENT),
     FIELD(recompute, INT32, 2, "2", INVALID_ARGUMENT),
     FIELD(gate, INT32, 99, "99", INVALID_ARGUMENT),
-    FIELD(gate, INT32, CUMOE_GATE_BALANCED, "BALANCED", UNSUPPORTED_CONFIG),
     FIELD(renormalize, INT32, 2, "2", INVALID_ARGUMENT),
     FIELD(noise_epsilon, FLOAT, -1, "-1", INVALID_ARGUMENT),
     FIELD(noise_epsilon, FLOAT, (double)NAN, "nan", INVALID_ARGUMENT),
