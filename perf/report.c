@@ -4,7 +4,6 @@
 #include <cumoe/cumoe.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 #undef I /* of complex.h */
 
@@ -24,19 +23,6 @@ void times_destroy(times_t *times)
     for (int c = 0; c < times->contestants; c++) {
         for (int p = FORWARD; p <= BACKWARD; p++) free(times->seconds[c][p]);
     }
-}
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* Idle threads of OpenBLAS spin for some 20 ms and would take the cores from the next contestant. */
-static void let_threads_sleep(int threads)
-{
-    if (threads > 1) nanosleep(&(struct timespec){.tv_nsec = 60 * 1000 * 1000}, NULL);
 }
 
 static void progress(const times_t *t, int round)

@@ -18,6 +18,12 @@ typedef struct matrices {
     float *down;     /* [E, H, I] */
 } matrices_t;
 
+/* The wall clock. */
+double seconds(void);
+
+/* Idle threads of OpenBLAS spin for some 20 ms and would take the cores from the next contestant. */
+void let_threads_sleep(int threads);
+
 /* count numbers, zero; ends the program if memory is exhausted. */
 void *new_array(int64_t count, int64_t size);
 
