@@ -7,7 +7,8 @@
 #include <string.h>
 
 static const char *const backend_words[] = {"auto", "cpu", "cuda", NULL};
-static const char *const gates[] = {"noisy-topk", "softmax", "external", NULL};
+static const char *const gates[] = {"noisy-topk", "softmax",      "external",     "hierarchical",
+                                    "balanced",   "softmax-topk", "sigmoid-topk", NULL};
 enum { MOST_NAMES = 20, MOST_TOKENS = 20 };
 enum { NO_DEVICE = 77 };
 
@@ -193,6 +194,16 @@ static void list_names(void)
 
 /* ---- measuring ---- */
 
+/* Two levels: the divisor of E nearest to its root from below as G, and two groups if K allows. */
+static void choose_groups(cumoe_config_t *c)
+{
+    for (int32_t groups = 1; groups * groups <= c->num_experts; groups++)
+        if (c->num_experts % groups == 0) c->num_groups = groups;
+    const int32_t experts = c->num_experts / c->num_groups;
+    for (int32_t chosen = 1; chosen <= c->num_groups && chosen <= 2; chosen++)
+        if (c->top_k % chosen == 0 && c->top_k / chosen <= experts) c->top_k_groups = chosen;
+}
+
 static subject_t subject_of(const options_t *o, int shape, int dtype, int tokens)
 {
     subject_t s = {.model = o->sizes ? &o->own : &models[shape],
@@ -205,6 +216,7 @@ static subject_t subject_of(const options_t *o, int shape, int dtype, int tokens
     s.config.num_experts = s.model->experts;
     s.config.gate = (cumoe_gate_kind_t)o->gate;
     s.config.top_k = s.config.gate == CUMOE_GATE_SOFTMAX ? s.model->experts : s.model->top_k;
+    if (s.config.gate == CUMOE_GATE_HIERARCHICAL) choose_groups(&s.config);
     s.config.dtype = dtypes[dtype].dtype;
     s.config.compute = dtypes[dtype].compute;
     s.config.activation = (cumoe_activation_t)s.model->activation;

@@ -40,6 +40,20 @@ static int64_t z_width(const cumoe_config_t *c)
     return (int64_t)c->intermediate_size * (glu ? 2 : 1);
 }
 
+static int64_t max_rows(const bench_t *b)
+{
+    int64_t rows;
+    stages_check(cumoe_layer_max_rows(b->layer, b->subject.num_tokens, &rows, NULL));
+    return rows;
+}
+
+static int64_t max_slots(const bench_t *b)
+{
+    int64_t slots;
+    stages_check(cumoe_layer_max_rows(b->layer, b->subject.num_tokens, NULL, &slots));
+    return slots;
+}
+
 /* On the CPU memory is promised that is not there; so it is counted first. */
 static bool fits_host(const bench_t *b, char *why, size_t why_size)
 {
@@ -63,25 +77,33 @@ static bool fits_host(const bench_t *b, char *why, size_t why_size)
 static cumoe_routing_t new_routing(bench_t *b)
 {
     const cumoe_config_t *c = &b->subject.config;
-    const int64_t slots = b->subject.num_tokens * c->top_k;
+    const int64_t slots = max_slots(b), choices = b->subject.num_tokens * c->top_k_groups;
+    const bool varies = c->gate == CUMOE_GATE_BALANCED;
     return (cumoe_routing_t){.call = device_array(b, 1, sizeof(cumoe_call_t)),
                              .tokens = device_array(b, 1, sizeof(int64_t)),
                              .expert = device_array(b, slots, sizeof(int32_t)),
                              .weight = device_array(b, slots, sizeof(float)),
                              .importance = device_array(b, c->num_experts, sizeof(int64_t)),
-                             .load = device_array(b, c->num_experts, sizeof(int64_t))};
+                             .load = device_array(b, c->num_experts, sizeof(int64_t)),
+                             .token_slot = varies ? device_array(b, b->subject.num_tokens + 1, 4) : NULL,
+                             .slot_token = varies ? device_array(b, slots, sizeof(int32_t)) : NULL,
+                             .excess = varies ? device_array(b, c->num_experts, sizeof(int32_t)) : NULL,
+                             .primary_group = device_array(b, choices, sizeof(int32_t)),
+                             .primary_weight = device_array(b, choices, sizeof(float)),
+                             .primary_load = device_array(b, c->num_groups, sizeof(int64_t)),
+                             .primary_count = device_array(b, c->num_groups, sizeof(int32_t))};
 }
 
 static cumoe_rows_t new_rows(bench_t *b)
 {
     const cumoe_config_t *c = &b->subject.config;
-    const int64_t slots = b->subject.num_tokens * c->top_k;
+    const int64_t slots = max_slots(b), rows = max_rows(b);
     const bool tiles = cumoe_handle_backend(b->handle) != CUMOE_BACKEND_CPU;
     return (cumoe_rows_t){.offset = device_array(b, c->num_experts + 1, sizeof(int32_t)),
-                          .row_token = device_array(b, slots, sizeof(int32_t)),
-                          .row_slot = device_array(b, slots, sizeof(int32_t)),
+                          .row_token = device_array(b, rows, sizeof(int32_t)),
+                          .row_slot = device_array(b, rows, sizeof(int32_t)),
                           .slot_row = device_array(b, slots, sizeof(int32_t)),
-                          .tile = tiles ? device_array(b, cumoe_tile_size(slots, c->num_experts), 4) : NULL};
+                          .tile = tiles ? device_array(b, cumoe_tile_size(rows, c->num_experts), 4) : NULL};
 }
 
 /* What a caller brings: tokens, gradients of the layer's output, and for EXTERNAL the routing. */
@@ -173,10 +195,10 @@ static void *new_workspace(bench_t *b, size_t *size)
 static void forward_arguments(bench_t *b, cumoe_routing_t routing, cumoe_rows_t rows, void *workspace, size_t size)
 {
     const cumoe_config_t *c = &b->subject.config;
-    const int64_t T = b->subject.num_tokens, slots = T * c->top_k;
-    void *z = device_array(b, slots * z_width(c), token_size(b));
-    void *hidden = device_array(b, slots * c->intermediate_size, token_size(b));
-    void *output = device_array(b, slots * c->hidden_size, token_size(b));
+    const int64_t T = b->subject.num_tokens, rows_size = max_rows(b);
+    void *z = device_array(b, rows_size * z_width(c), token_size(b));
+    void *hidden = device_array(b, rows_size * c->intermediate_size, token_size(b));
+    void *output = device_array(b, rows_size * c->hidden_size, token_size(b));
     b->stages_y = device_array(b, T * c->hidden_size, token_size(b));
     b->gate = (cumoe_gate_args_t){.struct_size = sizeof b->gate,
                                   .num_tokens = T,
@@ -223,10 +245,10 @@ static void forward_arguments(bench_t *b, cumoe_routing_t routing, cumoe_rows_t 
 static void backward_arguments(bench_t *b, cumoe_routing_t routing, cumoe_rows_t rows, void *workspace, size_t size)
 {
     const cumoe_config_t *c = &b->subject.config;
-    const int64_t T = b->subject.num_tokens, slots = T * c->top_k, elements = T * c->hidden_size;
-    void *dz = device_array(b, slots * z_width(c), token_size(b));
-    void *drows = device_array(b, slots * c->hidden_size, token_size(b));
-    void *dweight = device_array(b, slots, sizeof(float));
+    const int64_t T = b->subject.num_tokens, elements = T * c->hidden_size;
+    void *dz = device_array(b, max_rows(b) * z_width(c), token_size(b));
+    void *drows = device_array(b, max_rows(b) * c->hidden_size, token_size(b));
+    void *dweight = device_array(b, max_slots(b), sizeof(float));
     void *dx_gate = c->gate == CUMOE_GATE_EXTERNAL ? NULL : device_array(b, elements, sizeof(float));
     b->stages_dx = device_array(b, elements, token_size(b));
     b->down_backward = (cumoe_down_backward_args_t){.struct_size = sizeof b->down_backward,

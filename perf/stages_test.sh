@@ -43,6 +43,9 @@ measures 13 --sizes 33,45,5,2 --tokens 67 --skew one --gate softmax --tflops f32
 measures 12 --sizes 8,1,3,3 --tokens 5 --skew zipf --gate external
 measures 13 --sizes 24,16,9,4 --bias --tokens 2 --dtype bf16
 measures 13 --shape paper-4 --tokens 3
+for gate in hierarchical balanced softmax-topk sigmoid-topk; do
+    measures 13 --sizes 24,16,12,4 --tokens 67 --gate $gate
+done
 measures 0 --sizes 8,8,4,2 --tokens 2 --dtype tf32
 grep -q 'config.compute = CUMOE_COMPUTE_TF32' "$work/json" || { echo 'does not say why there is no TF32'; bad=1; }
 measures 0 --sizes 65536,65536,4096,2 --tokens 2
@@ -57,6 +60,6 @@ refuses '--dtype f64: must be' --dtype f64
 refuses '--tflops f8: must be' --tflops f8=3
 refuses '--tflops 0: must be' --tflops bf16=0
 refuses '--gbs -3: must be' --gbs -3
-refuses '--gate best: must be one of noisy-topk, softmax, external' --gate best
+refuses '--gate best: must be one of noisy-topk, softmax, external, hierarchical' --gate best
 refuses '--json /: ' --sizes 8,8,4,2 --tokens 1 --json /
 exit $bad

@@ -22,7 +22,15 @@ static bool is_glu(const cumoe_config_t *c)
 
 static double gate_matrices(const cumoe_config_t *c)
 {
-    return c->gate == CUMOE_GATE_EXTERNAL ? 0 : c->gate == CUMOE_GATE_NOISY_TOPK ? 2 : 1;
+    const bool noisy = c->gate == CUMOE_GATE_NOISY_TOPK || c->gate == CUMOE_GATE_HIERARCHICAL;
+    return c->gate == CUMOE_GATE_EXTERNAL ? 0 : noisy ? 2 : 1;
+}
+
+/* Columns of a gate's matrices that so many choices of groups can meet: with two levels not all. */
+static double gate_columns(const cumoe_config_t *c, double choices)
+{
+    const double E = c->num_experts, G = c->num_groups;
+    return G > 0 ? G + fmin(G, choices) * (E / G) : E;
 }
 
 static arrays_t arrays_of(const subject_t *s, const counts_t *counts)
@@ -31,28 +39,29 @@ static arrays_t arrays_of(const subject_t *s, const counts_t *counts)
     const double T = (double)s->num_tokens, R = (double)counts->rows, active = (double)counts->experts;
     const double H = c->hidden_size, I = c->intermediate_size, E = c->num_experts, Z = is_glu(c) ? 2 * I : I;
     const double bias = c->expert_bias, token = c->dtype == CUMOE_F32 ? 4 : 2, gate = 4;
-    const double up = Z * H + bias * Z, down = H * I + bias * H, P = gate_matrices(c) * E * H;
+    const double up = Z * H + bias * Z, down = H * I + bias * H, P = gate_matrices(c) * H;
+    const double thresholds = c->gate == CUMOE_GATE_BALANCED ? E : 0, all = P * (E + c->num_groups) + thresholds;
     return (arrays_t){.tokens = token * T * H,
                       .dx_gate = P > 0 ? gate * T * H : 0,
                       .z = token * R * Z,
                       .hidden = token * R * I,
                       .output = token * R * H,
-                      .w_gate = gate * P,
+                      .w_gate = gate * P * gate_columns(c, T * c->top_k_groups),
                       .w_up = token * active * up,
                       .w_down = token * active * down,
-                      .dw_gate = gate * P,
+                      .dw_gate = gate * all,
                       .dw_up = token * E * up,
                       .dw_down = token * E * down,
                       .values = E * (up + down),
-                      .gate_values = P};
+                      .gate_values = all};
 }
 
 static work_t stage_work(const subject_t *s, const counts_t *counts, const arrays_t *a, int stage)
 {
     const cumoe_config_t *c = &s->config;
     const double R = (double)counts->rows, H = c->hidden_size, I = c->intermediate_size, Z = is_glu(c) ? 2 * I : I;
-    const double logits = 2 * (double)s->num_tokens * a->gate_values; /* FLOP */
-    const double x = a->dx_gate > 0 ? a->tokens : 0;                  /* as a gate reads it */
+    const double logits = 2 * (double)s->num_tokens * gate_matrices(c) * H * gate_columns(c, c->top_k_groups);
+    const double x = a->dx_gate > 0 ? a->tokens : 0; /* as a gate reads it */
     switch (stage) {
     case CUMOE_STAGE_GATE:
         return (work_t){logits, x + a->w_gate, logits};
