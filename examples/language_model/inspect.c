@@ -10,26 +10,67 @@ static int descending(const void *left, const void *right)
     return (a < b) - (a > b);
 }
 
-balance_t measure_balance(model_t *model, const text_t *text)
+/* Importance and load are sums over the characters of a batch: they may be taken from its parts. */
+typedef struct sums {
+    double importance[MAX_EXPERTS], load[MAX_EXPERTS]; /* [E] */
+} sums_t;
+
+static void add_part(model_t *model, const batch_t *part, int64_t index, sums_t *sums)
 {
-    const int experts = model->kind->experts;
-    balance_t balance = {0};
-    batch_t batch = batch_create(BATCH);
-    int32_t *order = text_shuffled(text, model->seed + 1000000);
-    const int64_t batches = steps_per_epoch(text) < NOISY_BATCHES ? steps_per_epoch(text) : NOISY_BATCHES;
-    for (int64_t i = 0; i < batches; i++) {
-        batch_fill(&batch, text, order + i * BATCH, BATCH);
-        model_route(model, &batch, UINT64_C(1) << 40 | (uint64_t)i); /* noise that no training step has seen */
-        const cumoe_statistics_t *statistics = model->statistics.host;
-        balance.cv_importance += statistics->cv_importance / (double)batches;
-        balance.cv_load += statistics->cv_load / (double)batches;
-        balance.max_over_mean_load += statistics->max_over_mean_load / (double)batches;
-        for (int e = 0; e < experts; e++)
-            balance.load[e] += ((float *)model->load.host)[e] / ((double)batches * BATCH * TOP_K / experts);
+    model_route(model, part, UINT64_C(1) << 40 | (uint64_t)index); /* noise that no training step has seen */
+    for (int e = 0; e < model->kind->experts; e++) {
+        sums->importance[e] += (double)((float *)model->importance.host)[e];
+        sums->load[e] += (double)((float *)model->load.host)[e];
     }
-    qsort(balance.load, (size_t)experts, sizeof *balance.load, descending);
+}
+
+static double mean_of(const double *value, int count)
+{
+    double sum = 0;
+    for (int e = 0; e < count; e++) sum += value[e];
+    return sum / count;
+}
+
+/* The standard deviation divided by the mean. */
+static double variation(const double *value, int count)
+{
+    const double mean = mean_of(value, count);
+    double squares = 0;
+    for (int e = 0; e < count; e++) squares += (value[e] - mean) * (value[e] - mean);
+    return sqrt(squares / count) / mean;
+}
+
+static void add_batch(balance_t *balance, const sums_t *sums, int experts)
+{
+    const double mean = mean_of(sums->load, experts);
+    double most = 0;
+    for (int e = 0; e < experts; e++) {
+        balance->load[e] += sums->load[e] / mean / NOISY_BATCHES;
+        most = fmax(most, sums->load[e]);
+    }
+    balance->cv_importance += variation(sums->importance, experts) / NOISY_BATCHES;
+    balance->cv_load += variation(sums->load, experts) / NOISY_BATCHES;
+    balance->max_over_mean_load += most / mean / NOISY_BATCHES;
+}
+
+balance_t measure_balance(model_t *model, const text_t *text, int64_t characters)
+{
+    int64_t parts = characters / BATCH;
+    if (parts > steps_per_epoch(text) / NOISY_BATCHES) parts = steps_per_epoch(text) / NOISY_BATCHES;
+    balance_t balance = {.characters = parts * BATCH};
+    batch_t part = batch_create(BATCH);
+    int32_t *order = text_shuffled(text, model->seed + 1000000);
+    for (int64_t i = 0, index = 0; i < NOISY_BATCHES; i++) {
+        sums_t sums = {0};
+        for (int64_t j = 0; j < parts; j++, index++) {
+            batch_fill(&part, text, order + index * BATCH, BATCH);
+            add_part(model, &part, index, &sums);
+        }
+        add_batch(&balance, &sums, model->kind->experts);
+    }
+    qsort(balance.load, (size_t)model->kind->experts, sizeof *balance.load, descending);
     free(order);
-    batch_free(&batch);
+    batch_free(&part);
     return balance;
 }
 

@@ -4,13 +4,15 @@
 
 #include "train.h"
 
-/* Paper table 6: means over batches of training characters, with noise. */
+/* Paper table 6, of a mixture: means over NOISY_BATCHES batches of training characters, with noise. */
 typedef struct balance {
     double cv_importance, cv_load, max_over_mean_load;
+    int64_t characters;       /* in a batch */
     double load[MAX_EXPERTS]; /* [E] relative to the mean, descending */
 } balance_t;
 
-balance_t measure_balance(model_t *model, const text_t *text);
+/* characters: in a batch, at most; a short text has less. */
+balance_t measure_balance(model_t *model, const text_t *text, int64_t characters);
 
 enum { HIGHEST = 4, SHOWN_EXPERTS = 6 };
 

@@ -4,9 +4,10 @@
  *   model.c     where the library is called    dense.c    embedding, softmax, Adam
  *   train.c     loop and evaluation            inspect.c  balance, and what experts learn
  *   report.c    tables                         pictures.c gnuplot
- *   schedule.c  learning rates */
+ *   table6.c    the paper's table 6            schedule.c learning rates */
 #include "options.h"
 #include "pictures.h"
+#include "table6.h"
 
 #include <errno.h>
 #include <omp.h>
@@ -23,8 +24,8 @@ typedef struct run {
     progress_t progress;
     report_t report;
     summary_t summary[NUM_KINDS];
-    double perplexity[2]; /* of MoE-256 with and without losses, first seed */
-    balance_t balance[2];
+    table6_t table6;
+    balance_t balance[NUM_KINDS]; /* of MoE-256, first seed */
     usage_t usage;
 } run_t;
 
@@ -45,11 +46,21 @@ static void enter_folder(const char *path)
 
 static void add_result(summary_t *summary, const result_t *result)
 {
-    const int n = summary->seeds++;
-    if (n == 0 || result->perplexity < summary->least) summary->least = result->perplexity;
-    if (n == 0 || result->perplexity > summary->most) summary->most = result->perplexity;
-    summary->mean += (result->perplexity - summary->mean) / (n + 1);
-    summary->rate += (result->rate - summary->rate) / (n + 1);
+    range_add(&summary->perplexity, result->perplexity);
+    range_add(&summary->rate, result->rate);
+}
+
+/* What is asked of MoE-256 alone. In the demo the first seed is enough. */
+static void look_into(run_t *run, kind_index_t index, model_t *model, double perplexity)
+{
+    if (model->seed == 1 && index == MOE_256 && !run->options.table6)
+        inspect_experts(model, &run->text, run->schedule.held_out_stride, &run->usage);
+    if (model->seed > 1 && !run->options.table6) return;
+    const balance_t balance =
+        measure_balance(model, &run->text, run->options.quick ? QUICK_NOISY_CHARACTERS : NOISY_CHARACTERS);
+    report_balance(&run->report, model->kind, model->seed, &balance);
+    table6_add(&run->table6, index, perplexity, &balance);
+    if (model->seed == 1) run->balance[index] = balance;
 }
 
 static void train_kind(run_t *run, kind_index_t index, uint64_t seed)
@@ -65,23 +76,21 @@ static void train_kind(run_t *run, kind_index_t index, uint64_t seed)
     report_training(&run->report, kind, seed, &result);
     add_result(&run->summary[index], &result);
     run->summary[index].state_size = model.state_size;
-    if (kind->experts == MAX_EXPERTS && seed == 1) {
-        run->perplexity[index != MOE_256] = result.perplexity;
-        run->balance[index != MOE_256] = measure_balance(&model, &run->text);
-        if (index == MOE_256) inspect_experts(&model, &run->text, run->schedule.held_out_stride, &run->usage);
-    }
+    if (kind->experts == MAX_EXPERTS) look_into(run, index, &model, result.perplexity);
     model_destroy(&model);
 }
 
 static void train_all(run_t *run)
 {
+    const bool table6 = run->options.table6;
     const int seeds = run->options.seeds;
-    double work = training_work(&kinds[MOE_256_FREE], &run->schedule);
-    for (int i = 0; i <= MOE_256; i++) work += seeds * training_work(&kinds[i], &run->schedule);
+    const kind_index_t first = table6 ? MOE_256 : DENSE, end = table6 ? NUM_KINDS : NUM_MODELS;
+    double work = table6 ? 0 : training_work(&kinds[MOE_256_FREE], &run->schedule);
+    for (kind_index_t i = first; i < end; i++) work += seeds * training_work(&kinds[i], &run->schedule);
     progress_start(&run->progress, work);
     for (int seed = 1; seed <= seeds; seed++)
-        for (kind_index_t kind = 0; kind <= MOE_256; kind++) train_kind(run, kind, (uint64_t)seed);
-    train_kind(run, MOE_256_FREE, 1);
+        for (kind_index_t kind = first; kind < end; kind++) train_kind(run, kind, (uint64_t)seed);
+    if (!table6) train_kind(run, MOE_256_FREE, 1);
     progress_clear(&run->progress);
 }
 
@@ -96,6 +105,26 @@ static schedule_t make_schedule(const options_t *options, const text_t *text)
     return schedule;
 }
 
+/* The demo's tables. */
+static bool report_demo(run_t *run)
+{
+    run->report.pictures = draw_pictures(run->summary, run->balance, &run->usage, &run->text);
+    report_models(&run->report, run->summary, &run->text);
+    const bool good = report_verdict(&run->report, run->summary, run->options.quick);
+    report_optimizer(&run->report, run->options.optimizer, run->summary);
+    say(&run->report, "## Balance of MoE-256\n\n");
+    report_table6(&run->report, &run->table6);
+    show_picture(&run->report, "Load of every expert, with and without the losses", "load.svg");
+    report_experts(&run->report, &run->usage, &run->text);
+    return good;
+}
+
+static bool report_all_rows(run_t *run)
+{
+    report_table6(&run->report, &run->table6);
+    return report_table6_verdict(&run->report, &run->table6, run->options.quick);
+}
+
 int main(int argc, char **argv)
 {
     static run_t run;
@@ -108,12 +137,7 @@ int main(int argc, char **argv)
 
     report_open(&run.report, &run.options, &run.text, &run.schedule, &run.device);
     train_all(&run);
-    run.report.pictures = draw_pictures(run.summary, run.balance, &run.usage, &run.text);
-    report_models(&run.report, run.summary, &run.text);
-    const bool good = report_verdict(&run.report, run.summary, run.options.quick);
-    report_optimizer(&run.report, run.options.optimizer, run.summary);
-    report_balance(&run.report, run.perplexity, run.balance);
-    report_experts(&run.report, &run.usage, &run.text);
+    const bool good = run.options.table6 ? report_all_rows(&run) : report_demo(&run);
     report_close(&run.report, run.options.out, seconds_now() - run.progress.start);
 
     device_close(&run.device);

@@ -30,8 +30,8 @@ static void create_layer(model_t *model)
     config.num_experts = model->kind->experts;
     config.top_k = is_dense(model->kind) ? 1 : TOP_K;
     config.gate = is_dense(model->kind) ? CUMOE_GATE_EXTERNAL : CUMOE_GATE_NOISY_TOPK;
-    config.loss_weight[CUMOE_LOSS_IMPORTANCE] = model->kind->losses ? LOSS_WEIGHT : 0;
-    config.loss_weight[CUMOE_LOSS_LOAD] = model->kind->losses ? LOSS_WEIGHT : 0;
+    config.loss_weight[CUMOE_LOSS_IMPORTANCE] = model->kind->importance_weight;
+    config.loss_weight[CUMOE_LOSS_LOAD] = model->kind->load_weight;
     check(cumoe_layer_create(&model->layer, model->device->handle, &config));
     check(cumoe_weights_create(model->layer, CUMOE_DTYPE_DEFAULT, &model->weights));
     check(cumoe_weights_create(model->layer, CUMOE_DTYPE_DEFAULT, &model->gradients));
@@ -86,8 +86,8 @@ static void create_buffers(model_t *model)
     model->dx = mirror_create(device, rows);
     model->expert = mirror_create(device, BATCH * TOP_K * sizeof(int32_t));
     model->gate = mirror_create(device, BATCH * TOP_K * sizeof(float));
+    model->importance = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
     model->load = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
-    model->statistics = mirror_create(device, sizeof(cumoe_statistics_t));
     if (!is_dense(model->kind)) return;
     model->index = mirror_create(device, BATCH * sizeof(int32_t));
     model->index_weight = mirror_create(device, BATCH * sizeof(float));
@@ -114,8 +114,8 @@ void model_destroy(model_t *model)
     free(model->softmax.probability);
     free(model->softmax.loss);
     mirror_t *buffers[] = {
-        &model->x,      &model->y,    &model->dy,   &model->dx,        &model->index, &model->index_weight,
-        &model->expert, &model->gate, &model->load, &model->statistics};
+        &model->x,      &model->y,    &model->dy,         &model->dx,  &model->index, &model->index_weight,
+        &model->expert, &model->gate, &model->importance, &model->load};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) mirror_destroy(model->device, buffers[i]);
     cumoe_memory_free(model->device->handle, model->workspace);
     cumoe_memory_free(model->device->handle, model->saved);
@@ -128,7 +128,7 @@ void model_destroy(model_t *model)
 typedef struct layer_mode {
     bool training; /* noise */
     bool save;     /* a backward follows */
-    bool report;   /* experts, gates, load and statistics are wanted */
+    bool report;   /* experts, gates, importance and load are wanted */
     uint64_t offset;
 } layer_mode_t;
 
@@ -156,8 +156,8 @@ static void layer_forward(model_t *model, const batch_t *batch, layer_mode_t mod
     if (mode.report) {
         args.chosen_expert = model->expert.device;
         args.chosen_weight = model->gate.device;
+        args.importance = model->importance.device;
         args.load = model->load.device;
-        args.statistics = model->statistics.device;
     }
     check(cumoe_layer_forward(model->layer, &args, NULL));
     mirror_to_host(model->device, &model->y);
@@ -231,6 +231,6 @@ double model_evaluate(model_t *model, const batch_t *batch)
 void model_route(model_t *model, const batch_t *batch, uint64_t offset)
 {
     layer_forward(model, batch, (layer_mode_t){.training = true, .report = true, .offset = offset});
+    mirror_to_host(model->device, &model->importance);
     mirror_to_host(model->device, &model->load);
-    mirror_to_host(model->device, &model->statistics);
 }

@@ -25,8 +25,7 @@ typedef struct model {
     mirror_t x, y, dy, dx;        /* [BATCH, WIDTH] */
     mirror_t index, index_weight; /* [BATCH] external routing of the dense layer: expert 0, weight 1 */
     mirror_t expert, gate;        /* [BATCH, TOP_K] the experts of every character and their weights */
-    mirror_t load;                /* [E] */
-    mirror_t statistics;          /* [1] */
+    mirror_t importance, load;    /* [E] */
     void *workspace, *saved;
     size_t workspace_size, saved_size;
 } model_t;
@@ -41,7 +40,7 @@ double model_train(model_t *model, const batch_t *batch, int64_t step, double le
 /* The same sum without noise and without training; leaves expert and gate on the host. */
 double model_evaluate(model_t *model, const batch_t *batch);
 
-/* A training forward of the layer alone, with noise; leaves load and statistics on the host. */
+/* A training forward of the layer alone, with noise; leaves importance and load on the host. */
 void model_route(model_t *model, const batch_t *batch, uint64_t offset);
 
 /* Numbers in the layer, gates included; embedding and softmax are the same for all models and left out. */

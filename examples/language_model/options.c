@@ -1,6 +1,7 @@
 #include "options.h"
 
 #include "device.h"
+#include "protocol.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -15,10 +16,14 @@ static const char help[] =
     "Trains character language models that differ in one layer: dense, and mixtures of 4, 32 and 256 experts with "
     "the\n"
     "same operations per character. Prints tables, and writes them with pictures into a folder.\n"
+    "With --table6: the mixture of 256 experts with six pairs of weights of its balancing losses (paper, table "
+    "6).\n"
     "\n"
     "  --text PATH      a text to learn; may be repeated, up to 8 times. Two texts show which experts each one "
     "uses\n"
-    "  --seeds N        train the models of the first table N times, from other random numbers    [1]\n"
+    "  --table6         the paper's table 6, in place of all other tables; about 40 minutes of a core\n"
+    "  --seeds N        train the models of the first table N times, from other random numbers    [1; table 6: "
+    "3]\n"
     "  --epochs X       passes over the training characters                                       [1]\n"
     "  --steps N        steps of 1024 characters, instead of --epochs\n"
     "  --schedule NAME  linear: the learning rate falls to 0 in a straight line; lm, translation: the paper's "
@@ -27,14 +32,14 @@ static const char help[] =
     "  --quick          a few steps and no verdict: does everything run?\n"
     "  --threads N      threads                                                                   [all "
     "processors]\n"
-    "  --out DIR        folder for demo.md, demo.tsv and the pictures; made if it is missing       "
+    "  --out DIR        folder for demo.md (or table6.md), demo.tsv and the pictures; made if it is missing       "
     "[language-model]\n"
     "  --backend NAME   cpu, cuda, or auto: cuda if there is a device                             [auto]\n"
     "  --copy           keep host and device memory apart on the CPU as well; the same figures, slower\n"
     "  --help           this text\n"
     "\n"
-    "Exit status: 0 all went well and MoE-32 beats the dense layer by more than the spread; 1 an error; 2 it does "
-    "not.\n";
+    "Exit status: 0 all went well and MoE-32 beats the dense layer by more than the spread (table 6: the losses "
+    "balance\nthe load); 1 an error; 2 it does not.\n";
 
 static double number(const char *name, const char *text, double least, double most)
 {
@@ -80,8 +85,9 @@ static cumoe_optimizer_t optimizer(const char *name)
 
 void options_read(options_t *options, int argc, char **argv)
 {
-    enum { TEXT = 1, SEEDS, EPOCHS, STEPS, SCHEDULE, OPTIMIZER, QUICK, THREADS, OUT, BACKEND, COPY, HELP };
+    enum { TEXT = 1, TABLE6, SEEDS, EPOCHS, STEPS, SCHEDULE, OPTIMIZER, QUICK, THREADS, OUT, BACKEND, COPY, HELP };
     static const struct option names[] = {{"text", required_argument, NULL, TEXT},
+                                          {"table6", no_argument, NULL, TABLE6},
                                           {"seeds", required_argument, NULL, SEEDS},
                                           {"epochs", required_argument, NULL, EPOCHS},
                                           {"steps", required_argument, NULL, STEPS},
@@ -94,11 +100,14 @@ void options_read(options_t *options, int argc, char **argv)
                                           {"copy", no_argument, NULL, COPY},
                                           {"help", no_argument, NULL, HELP},
                                           {0}};
-    *options = (options_t){.seeds = 1, .epochs = 1, .out = "language-model"};
+    *options = (options_t){.epochs = 1, .out = "language-model"};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (option) {
         case TEXT:
             if (options->num_texts == MAX_TEXTS) die("--text: more than %d texts", MAX_TEXTS);
             options->text[options->num_texts++] = optarg;
+            break;
+        case TABLE6:
+            options->table6 = true;
             break;
         case SEEDS:
             options->seeds = integer("--seeds", optarg, 1, 100);
@@ -136,6 +145,7 @@ void options_read(options_t *options, int argc, char **argv)
         default:
             exit(EXIT_FAILURE);
         }
+    if (!options->seeds) options->seeds = options->table6 && !options->quick ? TABLE6_SEEDS : 1;
     if (optind < argc) die("%s: not an option; a text is named by --text (see --help)", argv[optind]);
     if (options->num_texts == 0) die("no text; name one by --text PATH, or let fetch_text.sh get two (see --help)");
 }

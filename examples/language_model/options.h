@@ -12,6 +12,7 @@
 typedef struct options {
     int num_texts;
     const char *text[MAX_TEXTS];
+    bool table6;
     int seeds;
     double epochs;
     int64_t steps; /* 0 = as epochs says */

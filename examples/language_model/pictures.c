@@ -23,10 +23,11 @@ static void draw_perplexity(const summary_t *summary)
     FILE *file = script("perplexity", "More experts, equal operations: held-out perplexity");
     for (int mixtures = 0; mixtures < 2; mixtures++) {
         fprintf(file, "$%s << END\n", mixtures ? "mixtures" : "dense");
-        for (int i = 0; i <= MOE_256; i++)
+        for (int i = 0; i < NUM_MODELS; i++)
             if ((kinds[i].experts > 1) == mixtures)
                 fprintf(file, "%lld %.4f %.4f %.4f \"%s\"\n", (long long)kind_parameters(&kinds[i]),
-                        summary[i].mean, summary[i].least, summary[i].most, kinds[i].name);
+                        summary[i].perplexity.mean, summary[i].perplexity.least, summary[i].perplexity.most,
+                        kinds[i].name);
         fprintf(file, "END\n");
     }
     fprintf(file,
@@ -45,7 +46,7 @@ static void draw_load(const balance_t *balance)
     FILE *file = script("load", "MoE-256: load of every expert, largest first");
     fprintf(file, "$data << END\n");
     for (int e = 0; e < MAX_EXPERTS; e++)
-        fprintf(file, "%d %.5g %.5g\n", e + 1, balance[0].load[e], balance[1].load[e]);
+        fprintf(file, "%d %.5g %.5g\n", e + 1, balance[MOE_256].load[e], balance[MOE_256_FREE].load[e]);
     fprintf(file,
             "END\nset logscale y\nset yrange [0.01:100]\nset xrange [1:%d]\nset xlabel 'expert, by load'\n"
             "set ylabel 'load / mean load, over %d batches'\nset key top right\n"

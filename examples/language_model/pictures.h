@@ -4,7 +4,7 @@
 
 #include "report.h"
 
-/* Into the current folder. summary [NUM_KINDS], balance [2]: with and without losses. Returns whether SVG was
+/* Into the current folder. summary [NUM_KINDS], balance [NUM_KINDS]. Returns whether SVG was
  * drawn. */
 bool draw_pictures(const summary_t *summary, const balance_t *balance, const usage_t *usage, const text_t *text);
 

@@ -5,15 +5,24 @@
 #include <stdarg.h>
 #include <string.h>
 
-static FILE *open_file(const char *name)
+static FILE *open_file(const char *name, const char *suffix)
 {
-    FILE *file = fopen(name, "w");
-    if (!file) die("cannot write %s: %s", name, strerror(errno));
+    char path[64];
+    snprintf(path, sizeof path, "%s.%s", name, suffix);
+    FILE *file = fopen(path, "w");
+    if (!file) die("cannot write %s: %s", path, strerror(errno));
     return file;
 }
 
-/* To the terminal and to demo.md. */
-__attribute__((format(printf, 2, 3))) static void say(report_t *report, const char *format, ...)
+void range_add(range_t *range, double value)
+{
+    const int n = range->seeds++;
+    if (n == 0 || value < range->least) range->least = value;
+    if (n == 0 || value > range->most) range->most = value;
+    range->mean += (value - range->mean) / (n + 1);
+}
+
+void say(report_t *report, const char *format, ...)
 {
     va_list list, again;
     va_start(list, format);
@@ -25,45 +34,59 @@ __attribute__((format(printf, 2, 3))) static void say(report_t *report, const ch
     fflush(stdout);
 }
 
-/* To demo.md alone. */
-static void show_picture(report_t *report, const char *title, const char *file)
+void show_picture(report_t *report, const char *title, const char *file)
 {
     if (report->pictures) fprintf(report->markdown, "![%s](%s)\n\n", title, file);
 }
 
-/* One figure to demo.tsv. */
-static void note(report_t *report, const char *table, const char *row, const char *column, double value)
+void note(report_t *report, const char *table, const char *row, const char *column, double value)
 {
     fprintf(report->table, "%s\t%s\t%s\t%.9g\n", table, row, column, value);
 }
 
-void report_open(report_t *report, const options_t *options, const text_t *text, const schedule_t *schedule,
-                 const device_t *device)
+static void say_text(report_t *report, const text_t *text, int64_t stride)
 {
-    *report = (report_t){.markdown = open_file("demo.md"), .table = open_file("demo.tsv")};
-    fprintf(report->table, "table\trow\tcolumn\tvalue\n");
-    say(report, "# Character language models: a dense layer and mixtures of experts\n\n");
     say(report, "Text: ");
     for (int i = 0; i < text->num_texts; i++)
         say(report, "%s%s (%lld characters)", i ? ", " : "", text->name[i],
             (long long)(text->start[i + 1] - text->start[i]));
     say(report,
         "; %d different characters.\nOf every %d blocks of %d characters one is held out: %lld to train on, %lld "
-        "held "
-        "out",
+        "held out",
         text->symbols, HELD_OUT_EVERY, BLOCK, (long long)text->num_train, (long long)text->num_held_out);
-    if (schedule->held_out_stride > 1) say(report, ", one in %lld used", (long long)schedule->held_out_stride);
-    say(report, ".\nModel: the last %d characters, a table each, summed to x (H = %d); x + layer(x); softmax.\n",
-        WINDOW, WIDTH);
-    say(report, "Mixtures: noisy top-%d gate, ReLU experts with I = %d; the dense layer has I = %d.\n", TOP_K,
-        INTERMEDIATE, DENSE_INTERMEDIATE);
+    if (stride > 1) say(report, ", one in %lld used", (long long)stride);
+    say(report, ".\n");
+}
+
+static void say_training(report_t *report, const options_t *options, const text_t *text, const schedule_t *schedule)
+{
     say(report, "Training: %lld steps of %d characters (%.2f epochs) with %s;\n", (long long)schedule->steps, BATCH,
         (double)schedule->steps / (double)steps_per_epoch(text),
         options->optimizer == CUMOE_OPTIMIZER_ADAM ? "Adam" : "Adam, factored for the experts");
     say(report, "the learning rate, %g at most, %s;\n", LEARNING_RATE, schedule_text(schedule->kind));
-    say(report, "importance loss and load loss with weight %g each; %d seed%s. Machine: %s.\n\n",
-        (double)LOSS_WEIGHT, options->seeds, options->seeds > 1 ? "s" : "",
-        cumoe_handle_description(device->handle));
+    if (!options->table6) say(report, "importance loss and load loss with weight %g each; ", (double)LOSS_WEIGHT);
+    say(report, "%d seed%s. ", options->seeds, options->seeds > 1 ? "s" : "");
+}
+
+void report_open(report_t *report, const options_t *options, const text_t *text, const schedule_t *schedule,
+                 const device_t *device)
+{
+    const char *name = options->table6 ? "table6" : "demo";
+    *report = (report_t){.name = name, .markdown = open_file(name, "md"), .table = open_file(name, "tsv")};
+    fprintf(report->table, "table\trow\tcolumn\tvalue\n");
+    say(report, options->table6 ? "# The two balancing losses: table 6 of the paper in small\n\n"
+                                : "# Character language models: a dense layer and mixtures of experts\n\n");
+    say_text(report, text, schedule->held_out_stride);
+    say(report, "Model: the last %d characters, a table each, summed to x (H = %d); x + layer(x); softmax.\n",
+        WINDOW, WIDTH);
+    if (options->table6)
+        say(report, "Layer: MoE-256, a noisy top-%d gate and %d ReLU experts with I = %d.\n", TOP_K, MAX_EXPERTS,
+            INTERMEDIATE);
+    else
+        say(report, "Mixtures: noisy top-%d gate, ReLU experts with I = %d; the dense layer has I = %d.\n", TOP_K,
+            INTERMEDIATE, DENSE_INTERMEDIATE);
+    say_training(report, options, text, schedule);
+    say(report, "Machine: %s.\n\n", cumoe_handle_description(device->handle));
     fflush(report->markdown);
     note(report, "protocol", "all", "steps", (double)schedule->steps);
     note(report, "protocol", "all", "seeds", options->seeds);
@@ -79,6 +102,16 @@ void report_training(report_t *report, const kind_t *kind, uint64_t seed, const 
     note(report, "training", row, "perplexity", result->perplexity);
     note(report, "training", row, "characters_per_second", result->rate);
     note(report, "training", row, "seconds", result->seconds);
+    fflush(report->table); /* a run of many minutes may be interrupted */
+}
+
+void report_balance(report_t *report, const kind_t *kind, uint64_t seed, const balance_t *balance)
+{
+    char row[64];
+    snprintf(row, sizeof row, "%s, seed %d", kind->name, (int)seed);
+    note(report, "training", row, "cv_importance", balance->cv_importance);
+    note(report, "training", row, "cv_load", balance->cv_load);
+    note(report, "training", row, "max_over_mean_load", balance->max_over_mean_load);
 }
 
 void report_models(report_t *report, const summary_t *summary, const text_t *text)
@@ -87,18 +120,19 @@ void report_models(report_t *report, const summary_t *summary, const text_t *tex
     say(report,
         "| layer        | perplexity (spread)    | parameters | operations per character | characters per second "
         "|\n|---|---|--:|--:|--:|\n");
-    for (int i = 0; i <= MOE_256; i++) {
+    for (int i = 0; i < NUM_MODELS; i++) {
         const summary_t *s = &summary[i];
         char spread[32] = "";
-        if (s->seeds > 1) snprintf(spread, sizeof spread, " (%.3f to %.3f)", s->least, s->most);
-        say(report, "| %-12s | %5.3f%-17s | %10lld | %24lld | %21.0f |\n", kinds[i].name, s->mean, spread,
-            (long long)kind_parameters(&kinds[i]), (long long)kind_operations(&kinds[i]), s->rate);
-        note(report, "models", kinds[i].name, "perplexity", s->mean);
-        note(report, "models", kinds[i].name, "perplexity_least", s->least);
-        note(report, "models", kinds[i].name, "perplexity_most", s->most);
+        if (s->perplexity.seeds > 1)
+            snprintf(spread, sizeof spread, " (%.3f to %.3f)", s->perplexity.least, s->perplexity.most);
+        say(report, "| %-12s | %5.3f%-17s | %10lld | %24lld | %21.0f |\n", kinds[i].name, s->perplexity.mean,
+            spread, (long long)kind_parameters(&kinds[i]), (long long)kind_operations(&kinds[i]), s->rate.mean);
+        note(report, "models", kinds[i].name, "perplexity", s->perplexity.mean);
+        note(report, "models", kinds[i].name, "perplexity_least", s->perplexity.least);
+        note(report, "models", kinds[i].name, "perplexity_most", s->perplexity.most);
         note(report, "models", kinds[i].name, "parameters", (double)kind_parameters(&kinds[i]));
         note(report, "models", kinds[i].name, "operations", (double)kind_operations(&kinds[i]));
-        note(report, "models", kinds[i].name, "characters_per_second", s->rate);
+        note(report, "models", kinds[i].name, "characters_per_second", s->rate.mean);
     }
     say(report,
         "\nOperations are multiply-adds of the layer for one character, forward in training, with both gate "
@@ -110,7 +144,7 @@ void report_models(report_t *report, const summary_t *summary, const text_t *tex
 
 bool report_verdict(report_t *report, const summary_t *summary, bool quick)
 {
-    const summary_t *dense = &summary[DENSE], *mixture = &summary[MOE_32];
+    const range_t *dense = &summary[DENSE].perplexity, *mixture = &summary[MOE_32].perplexity;
     double spread = dense->most - dense->least, other = mixture->most - mixture->least;
     if (other > spread) spread = other;
     const bool one = dense->seeds == 1;
@@ -131,34 +165,13 @@ bool report_verdict(report_t *report, const summary_t *summary, bool quick)
 void report_optimizer(report_t *report, cumoe_optimizer_t optimizer, const summary_t *summary)
 {
     double bytes[NUM_KINDS];
-    for (int i = 0; i <= MOE_256; i++) {
+    for (int i = 0; i < NUM_MODELS; i++) {
         bytes[i] = (double)summary[i].state_size / (double)kind_parameters(&kinds[i]);
         note(report, "models", kinds[i].name, "state_bytes_per_parameter", bytes[i]);
     }
     say(report, "%s keeps %.2f bytes of state for a parameter of the layer of MoE-256, %.2f of the dense one.\n\n",
         optimizer == CUMOE_OPTIMIZER_ADAM ? "Adam" : "Adam, factored for the experts (paper, appendix D),",
         bytes[MOE_256], bytes[DENSE]);
-}
-
-void report_balance(report_t *report, const double *perplexity, const balance_t *balance)
-{
-    static const struct {
-        const char *name, *paper;
-    } row[] = {{"0.1 and 0.1", "35.6, 0.06, 0.05, 1.14"}, {"0 and 0", "39.8, 3.04, 3.01, 17.80"}};
-    say(report,
-        "## Balance of MoE-256\n\n"
-        "| weights of importance and load loss | perplexity | CV(importance) | CV(load) | max / mean load | the "
-        "paper's four (words, Table 6) |\n|---|--:|--:|--:|--:|---|\n");
-    for (int i = 0; i < 2; i++) {
-        say(report, "| %-11s | %5.3f | %5.2f | %5.2f | %5.2f | %-24s |\n", row[i].name, perplexity[i],
-            balance[i].cv_importance, balance[i].cv_load, balance[i].max_over_mean_load, row[i].paper);
-        note(report, "balance", row[i].name, "perplexity", perplexity[i]);
-        note(report, "balance", row[i].name, "cv_importance", balance[i].cv_importance);
-        note(report, "balance", row[i].name, "cv_load", balance[i].cv_load);
-        note(report, "balance", row[i].name, "max_over_mean_load", balance[i].max_over_mean_load);
-    }
-    say(report, "\nMeans over %d training batches, with noise, after training.\n\n", NOISY_BATCHES);
-    show_picture(report, "Load of every expert, with and without the losses", "load.svg");
 }
 
 /* A context and, behind the bar, the character that follows it; readable inside a Markdown table. */
@@ -246,8 +259,8 @@ void report_close(report_t *report, const char *folder, double seconds)
     const bool written = !ferror(report->markdown) && !ferror(report->table);
     if (fclose(report->markdown) || fclose(report->table) || !written)
         die("cannot write to %s: %s", folder, strerror(errno));
-    printf("Took %d:%02d minutes. Written to %s: demo.md (this text), demo.tsv (every figure)%s.\n",
-           (int)seconds / 60, (int)seconds % 60, folder, report->pictures ? ", pictures (*.svg)" : "");
-    if (!report->pictures)
+    printf("Took %d:%02d minutes. Written to %s: %s.md (this text), %s.tsv (every figure)%s.\n", (int)seconds / 60,
+           (int)seconds % 60, folder, report->name, report->name, report->pictures ? ", pictures (*.svg)" : "");
+    if (!report->pictures && strcmp(report->name, "demo") == 0)
         printf("No pictures: gnuplot is missing or failed (gnuplot.log); the scripts are *.gp.\n");
 }

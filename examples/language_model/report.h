@@ -8,24 +8,43 @@
 #include <stdio.h>
 
 typedef struct report {
+    const char *name; /* of the files: demo or table6 */
     FILE *markdown, *table;
     bool pictures; /* they could be drawn: demo.md shows them */
 } report_t;
 
-/* The figures of a kind over the seeds. */
-typedef struct summary {
+/* A figure over the seeds. */
+typedef struct range {
     int seeds;
-    double mean, least, most; /* held-out perplexity */
-    double rate;              /* mean of characters per second */
-    size_t state_size;        /* bytes that the optimizer keeps for the layer */
+    double mean, least, most;
+} range_t;
+
+void range_add(range_t *range, double value);
+
+/* The figures of a kind. */
+typedef struct summary {
+    range_t perplexity; /* held-out */
+    range_t rate;       /* characters per second */
+    size_t state_size;  /* bytes that the optimizer keeps for the layer */
 } summary_t;
 
-/* Opens demo.md and demo.tsv in the current folder and writes down what is about to be done. */
+/* Opens demo.md and demo.tsv (or table6.md and table6.tsv) in the current folder and writes down what is about to
+ * be done. */
 void report_open(report_t *report, const options_t *options, const text_t *text, const schedule_t *schedule,
                  const device_t *device);
 
-/* One line of demo.tsv per training. */
+/* To the terminal and to the Markdown file. */
+void say(report_t *report, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* To the Markdown file alone. */
+void show_picture(report_t *report, const char *title, const char *file);
+
+/* One figure to the TSV file. */
+void note(report_t *report, const char *table, const char *row, const char *column, double value);
+
+/* What one training gave, to the TSV file. */
 void report_training(report_t *report, const kind_t *kind, uint64_t seed, const result_t *result);
+void report_balance(report_t *report, const kind_t *kind, uint64_t seed, const balance_t *balance);
 
 /* The first table. summary  [NUM_KINDS] */
 void report_models(report_t *report, const summary_t *summary, const text_t *text);
@@ -35,9 +54,6 @@ bool report_verdict(report_t *report, const summary_t *summary, bool quick);
 
 /* What the optimizer keeps for the layers of MoE-256 and of the dense model. summary  [NUM_KINDS] */
 void report_optimizer(report_t *report, cumoe_optimizer_t optimizer, const summary_t *summary);
-
-/* Paper table 6: with and without the losses. perplexity  [2], balance  [2] */
-void report_balance(report_t *report, const double *perplexity, const balance_t *balance);
 
 /* Paper table 9. */
 void report_experts(report_t *report, const usage_t *usage, const text_t *text);

@@ -53,6 +53,17 @@ figures more | cmp - expected || fail "3 threads give other figures than 1"
 quick copy --copy
 figures copy | cmp - expected || fail "--copy gives other figures"
 
+# Table 6: the six rows in the paper's order, two of which are the demo's, from the same trainings.
+quick rows --table6
+rows=$(sed -n 's/^| \([0-9.]* and [0-9.]*\) *|.*/\1/p' rows/table6.md | tr '\n' ,)
+[ "$rows" = "0 and 0,0.2 and 0,0 and 0.2,0.1 and 0.1,0.01 and 0.01,1 and 1," ] || fail "the rows of table 6 are $rows"
+grep -q 'too short to judge' rows/table6.md || fail "table 6 says nothing of its verdict"
+grep -q 'nan\|inf' rows/table6.tsv && fail "a figure of table 6 is not a number"
+[ ! -e rows/demo.md ] || fail "--table6 wrote demo.md"
+grep '^balance' one/demo.tsv >expected.balance
+awk -F'\t' '$1 == "balance" && ($2 == "0 and 0" || $2 == "0.1 and 0.1")' rows/table6.tsv | cmp - expected.balance ||
+    fail "the demo's rows are not those of table 6"
+
 # The optimizer of the layer and the schedules are the caller's choice, and named in the report.
 quick lm --optimizer factored --schedule lm
 grep -q 'factored for the experts' lm/demo.md || fail "demo.md does not name the optimizer"
