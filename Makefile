@@ -21,7 +21,7 @@ help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 14
 	@echo 'Logs and results are below build/.'
 
-demo: ## train language models on real text: experts against a dense layer (TEXT=path, ARGS="--seeds 3")
+demo: ## train language models on real text: experts against a dense layer (TEXT=path, ARGS="--seeds 3" or --table6)
 	@.ci/packages demo
 	@$(if $(TEXT),,$(step) 'fetch text' examples/language_model/fetch_text.sh build/text)
 	@cuda=$$(.ci/cuda demo) && $(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF $(cuda)
@@ -51,8 +51,8 @@ install: ## install library, headers, cumoe-cost, cumoe-check, CMake package and
 	@echo "installed below $(DESTDIR)$(PREFIX)"
 
 readme: ## put the results of the last "make demo" and the code of the examples into README.md
-	@if [ -e build/demo/demo.md ]; then mkdir -p $(results) && \
-	    cp build/demo/*.md build/demo/demo.tsv build/demo/*.svg $(results); fi
+	@mkdir -p $(results)
+	@for file in build/demo/*.md build/demo/*.tsv build/demo/*.svg; do if [ -e "$$file" ]; then cp "$$file" $(results); fi; done
 	@tests/checks/readme.sh --write
 
 coverage: ## lines of host/ that the tests execute; fails below 90 %
