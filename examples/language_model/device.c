@@ -62,7 +62,7 @@ void mirror_to_device(const device_t *device, const mirror_t *mirror)
 
 void mirror_to_host(const device_t *device, const mirror_t *mirror)
 {
-    if (device->shared) return;
+    if (device->shared || mirror->size == 0) return;
     check(cumoe_memory_copy(device->handle, mirror->host, mirror->device, mirror->size, CUMOE_COPY_TO_HOST, NULL));
     check(cumoe_stream_synchronize(device->handle, NULL));
 }

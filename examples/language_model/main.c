@@ -4,7 +4,9 @@
  *   model.c     where the library is called    dense.c    embedding, softmax, Adam
  *   train.c     loop and evaluation            inspect.c  balance, and what experts learn
  *   report.c    tables                         pictures.c gnuplot
- *   table6.c    the paper's table 6            schedule.c learning rates */
+ *   table6.c    the paper's table 6            balanced.c its appendix F
+ *   schedule.c  learning rates */
+#include "balanced.h"
 #include "options.h"
 #include "pictures.h"
 #include "table6.h"
@@ -27,6 +29,7 @@ typedef struct run {
     table6_t table6;
     balance_t balance[NUM_KINDS]; /* of MoE-256, first seed */
     usage_t usage;
+    agreement_t before, after; /* of the masks of the strictly balanced gate, around its training */
 } run_t;
 
 /* Make the folder, its parents too, and go there. */
@@ -53,9 +56,10 @@ static void add_result(summary_t *summary, const result_t *result)
 /* What is asked of MoE-256 alone. In the demo the first seed is enough. */
 static void look_into(run_t *run, kind_index_t index, model_t *model, double perplexity)
 {
-    if (model->seed == 1 && index == MOE_256 && !run->options.table6)
+    const bool demo = run->options.experiment == EXPERIMENT_DEMO;
+    if (model->seed == 1 && index == MOE_256 && demo)
         inspect_experts(model, &run->text, run->schedule.held_out_stride, &run->usage);
-    if (model->seed > 1 && !run->options.table6) return;
+    if (model->seed > 1 && demo) return;
     const balance_t balance =
         measure_balance(model, &run->text, run->options.quick ? QUICK_NOISY_CHARACTERS : NOISY_CHARACTERS);
     report_balance(&run->report, model->kind, model->seed, &balance);
@@ -72,25 +76,42 @@ static void train_kind(run_t *run, kind_index_t index, uint64_t seed)
                      .seed = seed,
                      .optimizer = run->options.optimizer};
     model_create(&model);
+    if (kind->balanced) {
+        start_thresholds(&model, &run->text);
+        run->before = measure_agreement(&model, &run->text);
+    }
     result_t result = train_model(&model, &run->text, &run->schedule, &run->progress);
     report_training(&run->report, kind, seed, &result);
     add_result(&run->summary[index], &result);
     run->summary[index].state_size = model.state_size;
+    if (kind->balanced) run->after = measure_agreement(&model, &run->text);
     if (kind->experts == MAX_EXPERTS) look_into(run, index, &model, result.perplexity);
     model_destroy(&model);
 }
 
+/* What the experiments train: kinds from every seed, and one more from the first alone. */
+static const struct {
+    kind_index_t kinds[NUM_KINDS]; /* NUM_KINDS ends them */
+    kind_index_t last;             /* NUM_KINDS = none */
+} plans[] = {
+    [EXPERIMENT_DEMO] = {{DENSE, DENSE_WIDE, MOE_4, MOE_32, MOE_256, NUM_KINDS}, MOE_256_FREE},
+    [EXPERIMENT_TABLE6] = {{MOE_256, MOE_256_FREE, MOE_256_IMPORTANCE, MOE_256_LOAD, MOE_256_WEAK, MOE_256_STRONG,
+                            NUM_KINDS},
+                           NUM_KINDS},
+    [EXPERIMENT_BALANCED] = {{MOE_32, MOE_32_BALANCED, NUM_KINDS}, NUM_KINDS},
+};
+
 static void train_all(run_t *run)
 {
-    const bool table6 = run->options.table6;
+    const kind_index_t *const kind = plans[run->options.experiment].kinds,
+                              last = plans[run->options.experiment].last;
     const int seeds = run->options.seeds;
-    const kind_index_t first = table6 ? MOE_256 : DENSE, end = table6 ? NUM_KINDS : NUM_MODELS;
-    double work = table6 ? 0 : training_work(&kinds[MOE_256_FREE], &run->schedule);
-    for (kind_index_t i = first; i < end; i++) work += seeds * training_work(&kinds[i], &run->schedule);
+    double work = last < NUM_KINDS ? training_work(&kinds[last], &run->schedule) : 0;
+    for (int i = 0; kind[i] < NUM_KINDS; i++) work += seeds * training_work(&kinds[kind[i]], &run->schedule);
     progress_start(&run->progress, work);
     for (int seed = 1; seed <= seeds; seed++)
-        for (kind_index_t kind = first; kind < end; kind++) train_kind(run, kind, (uint64_t)seed);
-    if (!table6) train_kind(run, MOE_256_FREE, 1);
+        for (int i = 0; kind[i] < NUM_KINDS; i++) train_kind(run, kind[i], (uint64_t)seed);
+    if (last < NUM_KINDS) train_kind(run, last, 1);
     progress_clear(&run->progress);
 }
 
@@ -125,6 +146,12 @@ static bool report_all_rows(run_t *run)
     return report_table6_verdict(&run->report, &run->table6, run->options.quick);
 }
 
+static bool report_masks(run_t *run)
+{
+    report_agreement(&run->report, &run->before, &run->after);
+    return report_balanced_verdict(&run->report, run->summary, &run->before, &run->after, run->options.quick);
+}
+
 int main(int argc, char **argv)
 {
     static run_t run;
@@ -137,7 +164,8 @@ int main(int argc, char **argv)
 
     report_open(&run.report, &run.options, &run.text, &run.schedule, &run.device);
     train_all(&run);
-    const bool good = run.options.table6 ? report_all_rows(&run) : report_demo(&run);
+    bool (*const reports[])(run_t *) = {report_demo, report_all_rows, report_masks};
+    const bool good = reports[run.options.experiment](&run);
     report_close(&run.report, run.options.out, seconds_now() - run.progress.start);
 
     device_close(&run.device);

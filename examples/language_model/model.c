@@ -8,16 +8,22 @@ static bool is_dense(const kind_t *kind)
     return kind->experts == 1;
 }
 
+/* Noisy gates have two. */
+static int64_t gate_matrices(const kind_t *kind)
+{
+    return is_dense(kind) ? 0 : kind->balanced ? 1 : 2;
+}
+
 int64_t kind_parameters(const kind_t *kind)
 {
     int64_t experts = (int64_t)kind->experts * 2 * kind->intermediate * WIDTH;
-    return experts + (is_dense(kind) ? 0 : 2 * (int64_t)kind->experts * WIDTH);
+    return experts + gate_matrices(kind) * kind->experts * WIDTH + (kind->balanced ? kind->experts : 0);
 }
 
 int64_t kind_operations(const kind_t *kind)
 {
     int64_t experts = (is_dense(kind) ? 1 : TOP_K) * 2 * (int64_t)kind->intermediate * WIDTH;
-    return experts + (is_dense(kind) ? 0 : 2 * (int64_t)kind->experts * WIDTH);
+    return experts + gate_matrices(kind) * kind->experts * WIDTH;
 }
 
 /* A dense layer is a mixture of one expert, to which the caller sends every character with weight 1. */
@@ -29,7 +35,10 @@ static void create_layer(model_t *model)
     config.intermediate_size = model->kind->intermediate;
     config.num_experts = model->kind->experts;
     config.top_k = is_dense(model->kind) ? 1 : TOP_K;
-    config.gate = is_dense(model->kind) ? CUMOE_GATE_EXTERNAL : CUMOE_GATE_NOISY_TOPK;
+    config.gate = is_dense(model->kind)   ? CUMOE_GATE_EXTERNAL
+                  : model->kind->balanced ? CUMOE_GATE_BALANCED
+                                          : CUMOE_GATE_NOISY_TOPK;
+    if (model->kind->balanced) config.max_rows = 2 * BATCH * TOP_K; /* thresholds may take more than on average */
     config.loss_weight[CUMOE_LOSS_IMPORTANCE] = model->kind->importance_weight;
     config.loss_weight[CUMOE_LOSS_LOAD] = model->kind->load_weight;
     check(cumoe_layer_create(&model->layer, model->device->handle, &config));
@@ -84,10 +93,16 @@ static void create_buffers(model_t *model)
     model->y = mirror_create(device, rows);
     model->dy = mirror_create(device, rows);
     model->dx = mirror_create(device, rows);
-    model->expert = mirror_create(device, BATCH * TOP_K * sizeof(int32_t));
-    model->gate = mirror_create(device, BATCH * TOP_K * sizeof(float));
+    int64_t slots;
+    check(cumoe_layer_max_rows(model->layer, BATCH, NULL, &slots));
+    model->expert = mirror_create(device, (size_t)slots * sizeof(int32_t));
+    model->gate = mirror_create(device, (size_t)slots * sizeof(float));
     model->importance = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
     model->load = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
+    if (model->kind->balanced) {
+        model->expert_offset = mirror_create(device, (BATCH + 1) * sizeof(int32_t));
+        model->threshold = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
+    }
     if (!is_dense(model->kind)) return;
     model->index = mirror_create(device, BATCH * sizeof(int32_t));
     model->index_weight = mirror_create(device, BATCH * sizeof(float));
@@ -114,8 +129,8 @@ void model_destroy(model_t *model)
     free(model->softmax.probability);
     free(model->softmax.loss);
     mirror_t *buffers[] = {
-        &model->x,      &model->y,    &model->dy,         &model->dx,  &model->index, &model->index_weight,
-        &model->expert, &model->gate, &model->importance, &model->load};
+        &model->x,      &model->y,    &model->dy,         &model->dx,   &model->index,         &model->index_weight,
+        &model->expert, &model->gate, &model->importance, &model->load, &model->expert_offset, &model->threshold};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) mirror_destroy(model->device, buffers[i]);
     cumoe_memory_free(model->device->handle, model->workspace);
     cumoe_memory_free(model->device->handle, model->saved);
@@ -156,6 +171,8 @@ static void layer_forward(model_t *model, const batch_t *batch, layer_mode_t mod
     if (mode.report) {
         args.chosen_expert = model->expert.device;
         args.chosen_weight = model->gate.device;
+        args.chosen_offset = model->expert_offset.device;
+        args.batch_threshold = mode.training ? model->threshold.device : NULL;
         args.importance = model->importance.device;
         args.load = model->load.device;
     }
@@ -223,6 +240,7 @@ double model_evaluate(model_t *model, const batch_t *batch)
 {
     layer_forward(model, batch, (layer_mode_t){.report = !is_dense(model->kind)});
     mirror_to_host(model->device, &model->expert);
+    mirror_to_host(model->device, &model->expert_offset);
     mirror_to_host(model->device, &model->gate);
     add_rows(batch, model->y.host, model->x.host);
     return softmax_forward(&model->softmax, batch, model->y.host);
@@ -231,6 +249,8 @@ double model_evaluate(model_t *model, const batch_t *batch)
 void model_route(model_t *model, const batch_t *batch, uint64_t offset)
 {
     layer_forward(model, batch, (layer_mode_t){.training = true, .report = true, .offset = offset});
+    mirror_to_host(model->device, &model->expert);
+    mirror_to_host(model->device, &model->expert_offset);
     mirror_to_host(model->device, &model->importance);
     mirror_to_host(model->device, &model->load);
 }

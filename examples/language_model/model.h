@@ -24,6 +24,8 @@ typedef struct model {
 
     mirror_t x, y, dy, dx;        /* [BATCH, WIDTH] */
     mirror_t index, index_weight; /* [BATCH] external routing of the dense layer: expert 0, weight 1 */
+    mirror_t expert_offset;       /* [BATCH + 1] strictly balanced: where the choices of a character begin */
+    mirror_t threshold;           /* [E] strictly balanced: the smallest gates that the experts took */
     mirror_t expert, gate;        /* [BATCH, TOP_K] the experts of every character and their weights */
     mirror_t importance, load;    /* [E] */
     void *workspace, *saved;

@@ -18,10 +18,12 @@ static const char help[] =
     "same operations per character. Prints tables, and writes them with pictures into a folder.\n"
     "With --table6: the mixture of 256 experts with six pairs of weights of its balancing losses (paper, table "
     "6).\n"
+    "With --balanced: mixtures of 32 experts, strictly balanced (paper, appendix F) and noisy top-k.\n"
     "\n"
     "  --text PATH      a text to learn; may be repeated, up to 8 times. Two texts show which experts each one "
     "uses\n"
     "  --table6         the paper's table 6, in place of all other tables; about 40 minutes of a core\n"
+    "  --balanced       the strictly balanced gate, in place of all other tables; about 2 minutes\n"
     "  --seeds N        train the models of the first table N times, from other random numbers    [1; table 6: "
     "3]\n"
     "  --epochs X       passes over the training characters                                       [1]\n"
@@ -32,7 +34,8 @@ static const char help[] =
     "  --quick          a few steps and no verdict: does everything run?\n"
     "  --threads N      threads                                                                   [all "
     "processors]\n"
-    "  --out DIR        folder for demo.md (or table6.md), demo.tsv and the pictures; made if it is missing       "
+    "  --out DIR        folder for demo.md (table6.md, balanced.md), demo.tsv and the pictures; made if it is "
+    "missing       "
     "[language-model]\n"
     "  --backend NAME   cpu, cuda, or auto: cuda if there is a device                             [auto]\n"
     "  --copy           keep host and device memory apart on the CPU as well; the same figures, slower\n"
@@ -85,9 +88,25 @@ static cumoe_optimizer_t optimizer(const char *name)
 
 void options_read(options_t *options, int argc, char **argv)
 {
-    enum { TEXT = 1, TABLE6, SEEDS, EPOCHS, STEPS, SCHEDULE, OPTIMIZER, QUICK, THREADS, OUT, BACKEND, COPY, HELP };
+    enum {
+        TEXT = 1,
+        TABLE6,
+        BALANCED,
+        SEEDS,
+        EPOCHS,
+        STEPS,
+        SCHEDULE,
+        OPTIMIZER,
+        QUICK,
+        THREADS,
+        OUT,
+        BACKEND,
+        COPY,
+        HELP
+    };
     static const struct option names[] = {{"text", required_argument, NULL, TEXT},
                                           {"table6", no_argument, NULL, TABLE6},
+                                          {"balanced", no_argument, NULL, BALANCED},
                                           {"seeds", required_argument, NULL, SEEDS},
                                           {"epochs", required_argument, NULL, EPOCHS},
                                           {"steps", required_argument, NULL, STEPS},
@@ -107,7 +126,10 @@ void options_read(options_t *options, int argc, char **argv)
             options->text[options->num_texts++] = optarg;
             break;
         case TABLE6:
-            options->table6 = true;
+            options->experiment = EXPERIMENT_TABLE6;
+            break;
+        case BALANCED:
+            options->experiment = EXPERIMENT_BALANCED;
             break;
         case SEEDS:
             options->seeds = integer("--seeds", optarg, 1, 100);
@@ -145,7 +167,8 @@ void options_read(options_t *options, int argc, char **argv)
         default:
             exit(EXIT_FAILURE);
         }
-    if (!options->seeds) options->seeds = options->table6 && !options->quick ? TABLE6_SEEDS : 1;
+    if (!options->seeds)
+        options->seeds = options->experiment == EXPERIMENT_TABLE6 && !options->quick ? TABLE6_SEEDS : 1;
     if (optind < argc) die("%s: not an option; a text is named by --text (see --help)", argv[optind]);
     if (options->num_texts == 0) die("no text; name one by --text PATH, or let fetch_text.sh get two (see --help)");
 }

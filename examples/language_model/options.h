@@ -9,10 +9,13 @@
 
 #include <stdbool.h>
 
+/* What is trained and reported. */
+typedef enum experiment { EXPERIMENT_DEMO, EXPERIMENT_TABLE6, EXPERIMENT_BALANCED } experiment_t;
+
 typedef struct options {
     int num_texts;
     const char *text[MAX_TEXTS];
-    bool table6;
+    experiment_t experiment;
     int seeds;
     double epochs;
     int64_t steps; /* 0 = as epochs says */

@@ -2,6 +2,8 @@
 #ifndef PROTOCOL_H
 #define PROTOCOL_H
 
+#include <stdbool.h>
+
 enum {
     BATCH = 1024,       /* T: characters in a step */
     TOP_K = 4,          /* K: experts per character */
@@ -32,12 +34,15 @@ enum {
  */
 #define BALANCE_FACTOR 3.0
 #define BALANCE_MOST   1.5
+/* --balanced: the part of the pairs taken by either mask that both must take after the training. */
+#define MASKS_AGREE 0.8
 
 typedef struct kind {
     const char *name;
     int experts;                          /* E; 1 = dense */
     int intermediate;                     /* I */
     float importance_weight, load_weight; /* of the two balancing losses in the training loss */
+    bool balanced;                        /* strictly: paper, appendix F; else noisy top-k */
 } kind_t;
 
 typedef enum kind_index {
@@ -46,12 +51,13 @@ typedef enum kind_index {
     MOE_4,
     MOE_32,
     MOE_256,
-    NUM_MODELS, /* of the demo's first table; the others differ from MoE-256 in the weights of its losses */
+    NUM_MODELS, /* of the demo's first table; the next differ from MoE-256 in the weights of its losses */
     MOE_256_FREE = NUM_MODELS,
     MOE_256_IMPORTANCE,
     MOE_256_LOAD,
     MOE_256_WEAK,
     MOE_256_STRONG,
+    MOE_32_BALANCED,
     NUM_KINDS
 } kind_index_t;
 
@@ -65,6 +71,7 @@ static const kind_t kinds[NUM_KINDS] = {
     [MOE_256_IMPORTANCE] = {"MoE-256, 0.2 and 0", MAX_EXPERTS, INTERMEDIATE, 0.2F, 0},
     [MOE_256_LOAD] = {"MoE-256, 0 and 0.2", MAX_EXPERTS, INTERMEDIATE, 0, 0.2F},
     [MOE_256_WEAK] = {"MoE-256, 0.01 each", MAX_EXPERTS, INTERMEDIATE, 0.01F, 0.01F},
+    [MOE_32_BALANCED] = {"MoE-32, strictly balanced", 32, INTERMEDIATE, LOSS_WEIGHT, 0, true},
     [MOE_256_STRONG] = {"MoE-256, 1 each", MAX_EXPERTS, INTERMEDIATE, 1, 1},
 };
 

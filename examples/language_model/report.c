@@ -64,22 +64,30 @@ static void say_training(report_t *report, const options_t *options, const text_
         (double)schedule->steps / (double)steps_per_epoch(text),
         options->optimizer == CUMOE_OPTIMIZER_ADAM ? "Adam" : "Adam, factored for the experts");
     say(report, "the learning rate, %g at most, %s;\n", LEARNING_RATE, schedule_text(schedule->kind));
-    if (!options->table6) say(report, "importance loss and load loss with weight %g each; ", (double)LOSS_WEIGHT);
+    if (options->experiment != EXPERIMENT_TABLE6)
+        say(report, "importance loss and load loss with weight %g each; ", (double)LOSS_WEIGHT);
     say(report, "%d seed%s. ", options->seeds, options->seeds > 1 ? "s" : "");
 }
 
 void report_open(report_t *report, const options_t *options, const text_t *text, const schedule_t *schedule,
                  const device_t *device)
 {
-    const char *name = options->table6 ? "table6" : "demo";
+    static const char *const names[] = {"demo", "table6", "balanced"};
+    static const char *const titles[] = {"Character language models: a dense layer and mixtures of experts",
+                                         "The two balancing losses: table 6 of the paper in small",
+                                         "Strict balance: appendix F of the paper in small"};
+    const char *name = names[options->experiment];
     *report = (report_t){.name = name, .markdown = open_file(name, "md"), .table = open_file(name, "tsv")};
     fprintf(report->table, "table\trow\tcolumn\tvalue\n");
-    say(report, options->table6 ? "# The two balancing losses: table 6 of the paper in small\n\n"
-                                : "# Character language models: a dense layer and mixtures of experts\n\n");
+    say(report, "# %s\n\n", titles[options->experiment]);
     say_text(report, text, schedule->held_out_stride);
     say(report, "Model: the last %d characters, a table each, summed to x (H = %d); x + layer(x); softmax.\n",
         WINDOW, WIDTH);
-    if (options->table6)
+    if (options->experiment == EXPERIMENT_BALANCED)
+        say(report,
+            "Layers: MoE-32, ReLU experts with I = %d: a noisy top-%d gate, and the strictly balanced one.\n",
+            INTERMEDIATE, TOP_K);
+    else if (options->experiment == EXPERIMENT_TABLE6)
         say(report, "Layer: MoE-256, a noisy top-%d gate and %d ReLU experts with I = %d.\n", TOP_K, MAX_EXPERTS,
             INTERMEDIATE);
     else

@@ -8,7 +8,7 @@
 #include <stdio.h>
 
 typedef struct report {
-    const char *name; /* of the files: demo or table6 */
+    const char *name; /* of the files: demo, table6 or balanced */
     FILE *markdown, *table;
     bool pictures; /* they could be drawn: demo.md shows them */
 } report_t;
@@ -28,8 +28,8 @@ typedef struct summary {
     size_t state_size;  /* bytes that the optimizer keeps for the layer */
 } summary_t;
 
-/* Opens demo.md and demo.tsv (or table6.md and table6.tsv) in the current folder and writes down what is about to
- * be done. */
+/* Opens demo.md and demo.tsv (or those of another experiment) in the current folder and writes down what is about
+ * to be done. */
 void report_open(report_t *report, const options_t *options, const text_t *text, const schedule_t *schedule,
                  const device_t *device);
 

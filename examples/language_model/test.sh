@@ -64,6 +64,11 @@ grep '^balance' one/demo.tsv >expected.balance
 awk -F'\t' '$1 == "balance" && ($2 == "0 and 0" || $2 == "0.1 and 0.1")' rows/table6.tsv | cmp - expected.balance ||
     fail "the demo's rows are not those of table 6"
 
+# Strict balance: every expert takes its share, 1024 * 4 / 32 characters, of every batch.
+quick strict --balanced
+[ "$(grep -c '| 128 to 128 |' strict/balanced.md)" = 2 ] || fail "the strictly balanced load is not exact"
+grep -q 'nan\|inf' strict/balanced.tsv && fail "a figure of --balanced is not a number"
+
 # The optimizer of the layer and the schedules are the caller's choice, and named in the report.
 quick lm --optimizer factored --schedule lm
 grep -q 'factored for the experts' lm/demo.md || fail "demo.md does not name the optimizer"
