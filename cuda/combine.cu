@@ -15,13 +15,14 @@ constexpr int kInFlight = 8; // rows
 
 /* to[t] = start[t] + sum over the choices j of t, ascending, of weight[t, j] * rows[row of (t, j)] */
 struct TokenSums {
-    const int32_t *slot_row;  // [T, K] -1 = none
-    const void *weight;       // [T, K] of the gate type; NULL = 1
-    const void *rows;         // [R, H]
-    const void *start;        // [T, H] of the gate type; NULL = 0
-    void *to;                 // [T, H]
-    int64_t to_stride;        // in elements
-    const cumoe_call_t *call; // [1]
+    const int32_t *slot_row;   // [S] -1 = none
+    const int32_t *token_slot; // [T + 1] where the slots of a token begin; NULL: every token has K
+    const void *weight;        // [S] of the gate type; NULL = 1
+    const void *rows;          // [R, H]
+    const void *start;         // [T, H] of the gate type; NULL = 0
+    void *to;                  // [T, H]
+    int64_t to_stride;         // in elements
+    const cumoe_call_t *call;  // [1]
     int64_t num_tokens, hidden_size;
     int32_t top_k;
     cumoe_dtype_t dtype; // of rows and to
@@ -114,27 +115,28 @@ __global__ void __launch_bounds__(kThreads, 3) token_sums_kernel(TokenSums sums,
     const int64_t t = static_cast<int64_t>(blockIdx.x / chunks) * (kThreads / width) + threadIdx.x / width;
     const int64_t column = (static_cast<int64_t>(blockIdx.x % chunks) * width + threadIdx.x % width) * kColumns;
     if (t >= sums.call->live_tokens || column >= sums.hidden_size) return;
-    const int32_t *row_of = sums.slot_row + t * sums.top_k;
-    const Real *weight = sums.weight ? static_cast<const Real *>(sums.weight) + t * sums.top_k : nullptr;
+    const int64_t slot = sums.token_slot ? sums.token_slot[t] : t * sums.top_k;
+    const int32_t count = sums.token_slot ? static_cast<int32_t>(sums.token_slot[t + 1] - slot) : sums.top_k;
+    const int32_t *row_of = sums.slot_row + slot;
+    const Real *weight = sums.weight ? static_cast<const Real *>(sums.weight) + slot : nullptr;
 
-    // A token without a usable logit has no row, and NaN as its weight.
-    Real sum[kColumns];
-    const bool unusable = weight && row_of[0] < 0 && weight[0] != weight[0];
-    for (int c = 0; c < kColumns; c++) sum[c] = unusable ? weight[0] : Real(0);
+    Real sum[kColumns] = {};
     if (sums.start) Columns::read_start(sums.start, t * sums.hidden_size + column, sum);
+    bool unusable = false; // a slot that has no row, and NaN as its weight
 
-    for (int32_t first = 0; first < sums.top_k; first += kInFlight) {
+    for (int32_t first = 0; first < count; first += kInFlight) {
         // Ask for some rows, and for their weights beside where they are.
         int32_t row[kInFlight];
         Real factor[kInFlight];
         typename Columns::Piece piece[kInFlight] = {};
         for (int j = 0; j < kInFlight; j++) {
-            const bool chosen = first + j < sums.top_k;
+            const bool chosen = first + j < count;
             row[j] = chosen ? row_of[first + j] : -1;
             factor[j] = chosen && weight ? weight[first + j] : Real(1);
         }
         for (int j = 0; j < kInFlight; j++)
             if (row[j] >= 0) piece[j] = Columns::read(sums.rows, sums.dtype, row[j] * sums.hidden_size + column);
+        for (int j = 0; j < kInFlight; j++) unusable |= row[j] < 0 && factor[j] != factor[j];
         // Add them in the order of the choices.
         for (int j = 0; j < kInFlight; j++) {
             if (row[j] < 0) continue;
@@ -143,6 +145,8 @@ __global__ void __launch_bounds__(kThreads, 3) token_sums_kernel(TokenSums sums,
             for (int c = 0; c < kColumns; c++) sum[c] += factor[j] * value[c];
         }
     }
+    if (unusable)
+        for (int c = 0; c < kColumns; c++) sum[c] = static_cast<Real>(NAN);
     Columns::write(sums.to, sums.dtype, t * sums.to_stride + column, sum);
 }
 
@@ -187,8 +191,9 @@ cudaError_t launch_sums(const TokenSums &sums, cudaStream_t stream)
 cudaError_t combine(const cumoe_context_t &context, const cumoe_combine_args_t &args, cudaStream_t stream)
 {
     const cumoe_config_t &config = context.config;
-    return launch_sums({args.rows.slot_row, args.routing.weight, args.output, nullptr, args.y, args.y_stride,
-                        args.routing.call, args.num_tokens, config.hidden_size, config.top_k, config.dtype},
+    return launch_sums({args.rows.slot_row, args.routing.token_slot, args.routing.weight, args.output, nullptr,
+                        args.y, args.y_stride, args.routing.call, args.num_tokens, config.hidden_size, config.top_k,
+                        config.dtype},
                        stream);
 }
 
@@ -196,8 +201,9 @@ cudaError_t permute_backward(const cumoe_context_t &context, const cumoe_permute
                              cudaStream_t stream)
 {
     const cumoe_config_t &config = context.config;
-    return launch_sums({args.rows.slot_row, nullptr, args.drows, args.dx_gate, args.dx, args.dx_stride,
-                        args.routing.call, args.num_tokens, config.hidden_size, config.top_k, config.dtype},
+    return launch_sums({args.rows.slot_row, args.routing.token_slot, nullptr, args.drows, args.dx_gate, args.dx,
+                        args.dx_stride, args.routing.call, args.num_tokens, config.hidden_size, config.top_k,
+                        config.dtype},
                        stream);
 }
 

@@ -52,7 +52,7 @@ RowsProduct rows_product(const cumoe_config_t &c, const cumoe_rows_t &rows, int6
     product.k = k;
     product.tile = rows.tile;
     product.offset = rows.offset;
-    product.max_rows = num_tokens * c.top_k;
+    product.max_rows = cumoe__max_rows(&c, num_tokens);
     product.groups = c.num_experts;
     return product;
 }
@@ -106,7 +106,7 @@ struct DownScratch {
 DownScratch down_scratch(const cumoe_config_t &c, int64_t num_tokens, void *workspace)
 {
     const int32_t columns = products_of(c).panel_columns;
-    const size_t R = static_cast<size_t>(num_tokens) * static_cast<size_t>(c.top_k);
+    const size_t R = static_cast<size_t>(cumoe__max_rows(&c, num_tokens));
     const bool narrow = cumoe__dtype_size(c.dtype) == 2;
     cumoe_arena_t arena = {reinterpret_cast<uintptr_t>(workspace), 0};
     DownScratch s = {};
@@ -157,7 +157,7 @@ cudaError_t up(const cumoe_context_t &context, const cumoe_up_args_t &args, cuda
                           {args.z, hidden},
                           c.hidden_size,
                           rows.offset + c.num_experts,
-                          args.num_tokens * c.top_k},
+                          cumoe__max_rows(&c, args.num_tokens)},
                          stream);
     }
     const bool glu = cumoe__is_glu(c.activation);
@@ -290,7 +290,7 @@ cudaError_t up_backward(const cumoe_context_t &context, const cumoe_up_backward_
                           {args.drows, nullptr},
                           c.hidden_size,
                           args.rows.offset + c.num_experts,
-                          args.num_tokens * c.top_k},
+                          cumoe__max_rows(&c, args.num_tokens)},
                          stream);
     }
     cudaError_t error = args.drows ? rows_gradient(context, args, stream) : cudaSuccess;

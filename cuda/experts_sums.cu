@@ -102,7 +102,7 @@ struct WeightGradient {
     cumoe_dtype_t dtype;
     int64_t dy_stride, H;
     cumoe_matrix_t bias; // [E, 1, H]; data NULL = none
-    void *dweight;       // [T, K]
+    void *dweight;       // [S]
 };
 
 constexpr int kLanes = 16; // of a slot with a bias: the interleaved sums of <dy, b_down>
@@ -209,7 +209,7 @@ cudaError_t write_dweight(const cumoe_context_t &context, const cumoe_down_backw
                           const void *partial, int64_t panels, cudaStream_t stream)
 {
     const cumoe_config_t &c = context.config;
-    const int64_t slots = args.num_tokens * c.top_k;
+    const int64_t slots = cumoe__max_slots(&c, args.num_tokens);
     const WeightGradient w = {
         args.rows,   slots,   c.num_experts,  partial,       panels,
         args.dy,     c.dtype, args.dy_stride, c.hidden_size, cumoe__bias_down(args.weights, &c),

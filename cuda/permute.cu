@@ -230,7 +230,7 @@ __device__ __forceinline__ void place_part(const Slots &slots, const Part &part,
         if (slot < slots.num_slots) rows.slot_row[slot] = row;
         if (routed) {
             rows.row_slot[row] = static_cast<int32_t>(slot);
-            rows.row_token[row] = static_cast<int32_t>(slot) / slots.top_k;
+            rows.row_token[row] = token_of(slots, static_cast<int32_t>(slot));
         }
     }
 }
@@ -359,7 +359,8 @@ size_t permute_workspace(const cumoe_context_t &context, int64_t num_tokens)
     const int32_t num_experts = context.config.num_experts;
     if (num_experts > kPermuteMaxCounters) return permute_sorted_workspace(context, num_tokens);
     return static_cast<size_t>(num_experts) *
-           static_cast<size_t>(chunks_of(num_tokens * context.config.top_k).num_blocks) * sizeof(uint32_t);
+           static_cast<size_t>(chunks_of(cumoe__max_slots(&context.config, num_tokens)).num_blocks) *
+           sizeof(uint32_t);
 }
 
 cudaError_t permute(const cumoe_context_t &context, const cumoe_permute_args_t &args, cudaStream_t stream)

@@ -31,7 +31,7 @@ Scratch carve(const cumoe_context_t &context, int64_t num_tokens, void *workspac
     Scratch scratch;
     cumoe_arena_t arena = {reinterpret_cast<uintptr_t>(workspace), 0};
     SortPairs &pairs = scratch.pairs;
-    pairs.count = static_cast<int32_t>(num_tokens * context.config.top_k);
+    pairs.count = static_cast<int32_t>(cumoe__max_slots(&context.config, num_tokens));
     pairs.key_bits = 1;
     while (context.config.num_experts >> pairs.key_bits) pairs.key_bits++;
     const size_t bytes = static_cast<size_t>(pairs.count) * sizeof(uint32_t);
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
     rows.slot_row[slot] = routed ? static_cast<int32_t>(row) : -1;
     if (!routed) return;
     rows.row_slot[row] = slot;
-    rows.row_token[row] = slot / slots.top_k;
+    rows.row_token[row] = token_of(slots, slot);
 }
 
 } // namespace

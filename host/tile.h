@@ -15,7 +15,7 @@ static inline bool cumoe__uses_tensor_cores(const cumoe_config_t *config)
 /* Rows of a tile: 64 where experts are memory-bound or rows few, 128 where the tensor cores must be fed. */
 static inline int32_t cumoe__row_tile(const cumoe_config_t *config, int64_t num_tokens)
 {
-    const int64_t rows_per_expert = num_tokens * config->top_k / config->num_experts;
+    const int64_t rows_per_expert = cumoe__max_rows(config, num_tokens) / config->num_experts;
     return cumoe__uses_tensor_cores(config) && rows_per_expert >= 96 ? 128 : 64;
 }
 

@@ -15,6 +15,7 @@ struct Case {
     cumoe_dtype_t dtype;
     int64_t tokens, live;
     int32_t hidden, top_k, gap; // gap: what a stride is more than H
+    bool vary = false;          // slots vary in number, up to 2 K
 };
 
 const Case kCases[] = {
@@ -34,22 +35,32 @@ const Case kCases[] = {
     {"odd width, F16", CUMOE_F16, 20, 20, 3, 2, 1},
     {"odd width, F64", CUMOE_F64, 11, 11, 301, 2, 0},
     {"odd stride, BF16", CUMOE_BF16, 20, 20, 16, 2, 3},
+    {"no token that varies", CUMOE_F32, 0, 0, 8, 2, 0, true},
+    {"varying, whole vectors", CUMOE_BF16, 37, 35, 72, 3, 8, true},
+    {"varying, more than in flight", CUMOE_F32, 29, 29, 12, 9, 0, true},
+    {"varying, odd width, F64", CUMOE_F64, 21, 20, 11, 2, 0, true},
 };
 
 struct Data {
-    std::vector<int32_t> slot_row;           // [T, K]
-    std::vector<double> weight, rows, start; // [T, K], [R, H], [T, H]
+    std::vector<int32_t> token_slot, slot_row; // [T + 1], [S]
+    std::vector<double> weight, rows, start;   // [S], [R, H], [T, H]
 };
 
-/* Rows in random order, some slots without; some tokens without any, of these some with NaN as their weights. */
+/* Rows in random order, some slots without; some tokens without any, of these some with NaN as their weights; and
+ * some with NaN in a slot without a row, behind others. */
 Data make_data(const Case &c, uint64_t seed)
 {
     std::mt19937_64 random(seed);
     std::normal_distribution<double> normal;
-    const size_t slots = static_cast<size_t>(c.tokens * c.top_k), top_k = static_cast<size_t>(c.top_k);
+    std::vector<int32_t> token_slot = {0};
+    for (int64_t t = 0; t < c.tokens; t++) {
+        const uint64_t most = 2 * static_cast<uint64_t>(c.top_k) + 1;
+        token_slot.push_back(token_slot.back() + (c.vary ? static_cast<int32_t>(random() % most) : c.top_k));
+    }
+    const size_t slots = static_cast<size_t>(token_slot.back());
     const size_t hidden = static_cast<size_t>(c.hidden);
     const cumoe_dtype_t wide = c.dtype == CUMOE_F64 ? CUMOE_F64 : CUMOE_F32;
-    Data data = {std::vector<int32_t>(slots), {}, {}, {}};
+    Data data = {token_slot, std::vector<int32_t>(slots), {}, {}, {}};
     for (size_t i = 0; i < slots; i++) data.slot_row[i] = static_cast<int32_t>(i);
     std::shuffle(data.slot_row.begin(), data.slot_row.end(), random);
     for (size_t i = 0; i < slots; i++) {
@@ -57,10 +68,11 @@ Data make_data(const Case &c, uint64_t seed)
         data.weight.push_back(data.slot_row[i] < 0 ? 0 : stored(normal(random), wide));
     }
     for (size_t t = 0; t < static_cast<size_t>(c.tokens); t++) {
-        const uint64_t kind = random() % 6;
-        for (size_t j = 0; kind < 2 && j < top_k; j++) {
-            data.slot_row[t * top_k + j] = -1;
-            data.weight[t * top_k + j] = kind ? NAN : 0;
+        const size_t first = static_cast<size_t>(token_slot[t]), end = static_cast<size_t>(token_slot[t + 1]);
+        const uint64_t kind = random() % 7;
+        for (size_t slot = kind == 2 && end > first ? end - 1 : first; kind < 3 && slot < end; slot++) {
+            data.slot_row[slot] = -1;
+            data.weight[slot] = kind ? NAN : 0;
         }
     }
     for (size_t i = 0; i < slots * hidden; i++)
@@ -75,14 +87,16 @@ template <typename Real>
 double plain_loop(const Case &c, const Data &data, bool weighted, const std::vector<double> &start, size_t t,
                   size_t h)
 {
-    const size_t top_k = static_cast<size_t>(c.top_k), hidden = static_cast<size_t>(c.hidden);
-    const size_t slot = t * top_k;
+    const size_t hidden = static_cast<size_t>(c.hidden);
     Real sum = start.empty() ? 0 : static_cast<Real>(start[t * hidden + h]);
-    if (weighted && data.slot_row[slot] < 0 && std::isnan(data.weight[slot])) sum = NAN;
-    for (size_t j = 0; j < top_k; j++) {
-        if (data.slot_row[slot + j] < 0) continue;
-        const Real row = static_cast<Real>(data.rows[static_cast<size_t>(data.slot_row[slot + j]) * hidden + h]);
-        const Real product = weighted ? static_cast<Real>(data.weight[slot + j]) * row : row;
+    for (size_t slot = static_cast<size_t>(data.token_slot[t]); slot < static_cast<size_t>(data.token_slot[t + 1]);
+         slot++) {
+        if (data.slot_row[slot] < 0) {
+            if (weighted && std::isnan(data.weight[slot])) sum = NAN;
+            continue;
+        }
+        const Real row = static_cast<Real>(data.rows[static_cast<size_t>(data.slot_row[slot]) * hidden + h]);
+        const Real product = weighted ? static_cast<Real>(data.weight[slot]) * row : row;
         sum += product;
     }
     return stored(static_cast<double>(sum), c.dtype);
@@ -118,13 +132,14 @@ void run(const Case &c, uint64_t seed)
     context.config.dtype = c.dtype;
     context.device = const_cast<cumoe::Device *>(&device);
     Buffer<cumoe_call_t> call(std::vector<cumoe_call_t>{{0, 0, 0, c.live}});
-    Buffer<int32_t> slot_row(data.slot_row);
+    Buffer<int32_t> slot_row(data.slot_row), token_slot(data.token_slot);
     Values weight(wide, data.weight), rows(c.dtype, data.rows), start(wide, data.start);
     {
         Values y(c.dtype, elements);
         cumoe_combine_args_t args = {};
         args.num_tokens = c.tokens;
         args.routing.call = call.data();
+        args.routing.token_slot = c.vary ? token_slot.data() : nullptr;
         args.routing.weight = weight.data();
         args.rows.slot_row = slot_row.data();
         args.output = rows.data();
@@ -138,6 +153,7 @@ void run(const Case &c, uint64_t seed)
         cumoe_permute_backward_args_t args = {};
         args.num_tokens = c.tokens;
         args.routing.call = call.data();
+        args.routing.token_slot = c.vary ? token_slot.data() : nullptr;
         args.rows.slot_row = slot_row.data();
         args.drows = rows.data();
         args.dx_gate = with_start ? start.data() : nullptr;

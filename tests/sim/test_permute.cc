@@ -1,9 +1,11 @@
 /* The stable permutation and the tile map in the simulator, against plain loops, for several seeds. */
 #include "cuda/stages.cuh"
+#include "host/kinds.h"
 #include "tests/sim/buffer.h"
 #include "tests/sim/check.h"
 #include "tests/sim/simulator.h"
 
+#include <algorithm>
 #include <random>
 
 namespace
@@ -16,6 +18,8 @@ struct Case {
     int only; // all slots name this expert; -1: random ones, from -1 (none) to E (none as well)
     cumoe_dtype_t dtype = CUMOE_F32;
     int32_t tile_rows = 64;
+    bool vary = false;    // slots vary in number, K on average
+    int64_t max_rows = 0; // of the config
 };
 
 const Case kCases[] = {
@@ -46,18 +50,31 @@ const Case kCases[] = {
     {"no live token to sort", 50, 0, 5000, 1, -1},
     {"all sorted to the last", 700, 650, 8191, 2, 8190},
     {"most experts of all", 1000, 1000, 131072, 4, -1},
+    // Slots that vary in number.
+    {"no token that varies", 0, 0, 4, 2, -1, CUMOE_F32, 64, true},
+    {"one token that varies", 1, 1, 40, 1, -1, CUMOE_F32, 64, true},
+    {"one block, varying", 700, 650, 9, 2, -1, CUMOE_F32, 64, true},
+    {"no live token that varies", 300, 0, 16, 2, -1, CUMOE_F32, 64, true},
+    {"several blocks, varying", 8200, 8100, 37, 2, -1, CUMOE_BF16, 128, true},
+    {"more rows than T * K", 4000, 4000, 16, 1, -1, CUMOE_F16, 128, true, 9000},
+    {"sorted, varying", 600, 590, 4097, 3, -1, CUMOE_F32, 64, true},
 };
 
 struct Expected {
     std::vector<int32_t> offset, row_token, row_slot, slot_row, tile;
 };
 
-/* A list of slots for each expert, one behind the other. */
+/* The choices of all tokens. */
+struct Choices {
+    std::vector<int32_t> expert, token_slot, slot_token; // [S], [T + 1], [S]
+};
 
-Expected plain_loop(const Case &c, const std::vector<int32_t> &expert)
+/* A list of slots for each expert, one behind the other. */
+Expected plain_loop(const Case &c, const Choices &choices)
 {
+    const std::vector<int32_t> &expert = choices.expert;
     std::vector<std::vector<int32_t>> slots(static_cast<size_t>(c.experts));
-    for (int32_t slot = 0; slot < c.live * c.top_k; slot++) {
+    for (int32_t slot = 0; slot < choices.token_slot[static_cast<size_t>(c.live)]; slot++) {
         const int32_t e = expert[static_cast<size_t>(slot)];
         if (e >= 0 && e < c.experts) slots[static_cast<size_t>(e)].push_back(slot);
     }
@@ -73,36 +90,50 @@ Expected plain_loop(const Case &c, const std::vector<int32_t> &expert)
             }
             out.slot_row[static_cast<size_t>(slot)] = row;
             out.row_slot.push_back(slot);
-            out.row_token.push_back(slot / c.top_k);
+            out.row_token.push_back(choices.slot_token[static_cast<size_t>(slot)]);
         }
         out.offset.push_back(static_cast<int32_t>(out.row_slot.size()));
     }
     return out;
 }
 
-std::vector<int32_t> make_experts(const Case &c, uint64_t seed)
+/* Slots from those of the last live token on name experts as well. */
+Choices make_choices(const Case &c, const cumoe_config_t &config, uint64_t seed)
 {
     std::mt19937_64 random(seed);
-    std::vector<int32_t> expert(static_cast<size_t>(c.tokens * c.top_k));
-    for (int32_t &e : expert) e = c.only >= 0 ? c.only : static_cast<int32_t>(random() % (c.experts + 2u)) - 1;
-    return expert;
+    const int64_t rows = cumoe__max_rows(&config, c.tokens);
+    Choices choices = {std::vector<int32_t>(static_cast<size_t>(cumoe__max_slots(&config, c.tokens))), {0}, {}};
+    for (int32_t &e : choices.expert)
+        e = c.only >= 0 ? c.only : static_cast<int32_t>(random() % (c.experts + 2u)) - 1;
+    for (int32_t t = 0; t < c.tokens; t++) {
+        const uint64_t most = static_cast<uint64_t>(2 * rows / c.tokens) + 1;
+        const int64_t wanted = !c.vary ? c.top_k : t < c.live ? static_cast<int64_t>(random() % most) : 0;
+        const int64_t left = rows - choices.token_slot.back();
+        choices.slot_token.insert(choices.slot_token.end(), static_cast<size_t>(std::min(wanted, left)), t);
+        choices.token_slot.push_back(static_cast<int32_t>(choices.slot_token.size()));
+    }
+    choices.slot_token.resize(choices.expert.size(), INT32_MAX); // not to be read
+    return choices;
 }
 
 void run(const Case &c, uint64_t seed)
 {
     sim_set_seed(seed);
-    const std::vector<int32_t> expert = make_experts(c, seed);
-    const Expected expected = plain_loop(c, expert);
-
     const cumoe::Device device = {0, 4, 80};
     cumoe_context_t context = {};
     context.config.num_experts = c.experts;
     context.config.top_k = c.top_k;
     context.config.dtype = c.dtype;
+    context.config.gate = c.vary ? CUMOE_GATE_BALANCED : CUMOE_GATE_EXTERNAL;
+    context.config.max_rows = c.max_rows;
     context.device = const_cast<cumoe::Device *>(&device);
-    Buffer<int32_t> experts(expert), offset(static_cast<size_t>(c.experts) + 1), row_token(expert.size()),
-        row_slot(expert.size()), slot_row(expert.size()),
-        tile(static_cast<size_t>(cumoe_tile_size(static_cast<int64_t>(expert.size()), c.experts)));
+    const Choices choices = make_choices(c, context.config, seed);
+    const Expected expected = plain_loop(c, choices);
+    const int64_t rows = cumoe__max_rows(&context.config, c.tokens);
+    Buffer<int32_t> experts(choices.expert), token_slot(choices.token_slot), slot_token(choices.slot_token),
+        offset(static_cast<size_t>(c.experts) + 1), row_token(static_cast<size_t>(rows)),
+        row_slot(static_cast<size_t>(rows)), slot_row(choices.expert.size()),
+        tile(static_cast<size_t>(cumoe_tile_size(rows, c.experts)));
     Buffer<cumoe_call_t> call(std::vector<cumoe_call_t>{{0, 0, 0, c.live}});
     const size_t workspace_size = cumoe::permute_workspace(context, c.tokens);
     Buffer<char> workspace(workspace_size);
@@ -110,6 +141,8 @@ void run(const Case &c, uint64_t seed)
     args.num_tokens = c.tokens;
     args.routing.call = call.data();
     args.routing.expert = experts.data();
+    args.routing.token_slot = c.vary ? token_slot.data() : nullptr;
+    args.routing.slot_token = c.vary ? slot_token.data() : nullptr;
     args.rows = {offset.data(), row_token.data(), row_slot.data(), slot_row.data(), tile.data()};
     args.workspace = workspace.data();
     args.workspace_size = workspace_size;
