@@ -63,6 +63,13 @@ STAGE(up_backward, "cumoe_experts_up_backward")
 STAGE(permute_backward, "cumoe_permute_backward")
 #undef STAGE
 
+cumoe_status_t run_gate_bias_update(const cumoe_context_t *context, void *gate_bias, const int32_t *expert_count,
+                                    float rate, cumoe_stream_t stream)
+{
+    return run("cumoe_gate_bias_update", *context,
+               [=] { return gate_bias_update(*context, gate_bias, expert_count, rate, stream); });
+}
+
 cumoe_status_t run_weights_init(const cumoe_context_t *context, uint64_t seed, const cumoe_weights_t *weights,
                                 cumoe_stream_t stream)
 {
@@ -81,8 +88,6 @@ const char *gate_name(cumoe_gate_kind_t gate)
     switch (gate) {
     case CUMOE_GATE_HIERARCHICAL:
         return "HIERARCHICAL";
-    case CUMOE_GATE_BALANCED:
-        return "BALANCED";
     case CUMOE_GATE_SOFTMAX_TOPK:
         return "SOFTMAX_TOPK";
     default:
@@ -92,9 +97,9 @@ const char *gate_name(cumoe_gate_kind_t gate)
 
 cumoe_status_t supports(void *, cumoe_config_t *config)
 {
-    CUMOE_REQUIRE(config->gate <= CUMOE_GATE_EXTERNAL, UNSUPPORTED_CONFIG,
-                  "cumoe_layer_create: config.gate = CUMOE_GATE_%s is not in this version: NOISY_TOPK, SOFTMAX and "
-                  "EXTERNAL are",
+    CUMOE_REQUIRE(config->gate <= CUMOE_GATE_EXTERNAL || config->gate == CUMOE_GATE_BALANCED, UNSUPPORTED_CONFIG,
+                  "cumoe_layer_create: config.gate = CUMOE_GATE_%s is not in this version: NOISY_TOPK, SOFTMAX, "
+                  "EXTERNAL and BALANCED are",
                   gate_name(config->gate));
     if (config->max_threads == 0) config->max_threads = 1;
     return CUMOE_SUCCESS;
@@ -146,6 +151,7 @@ constexpr cumoe_backend_ops_t make_table()
     table.gate_backward = run_gate_backward;
     table.up_backward = run_up_backward;
     table.permute_backward = run_permute_backward;
+    table.gate_bias_update = run_gate_bias_update;
     table.weights_init = run_weights_init;
     table.optimizer_step = run_optimizer_step;
     return table;

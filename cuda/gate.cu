@@ -1,6 +1,7 @@
 /* Stage gate: logits, noise, choice, weights, and the sums and losses that balance the experts. */
 #include "cuda/gate.cuh"
 
+#include "cuda/gate_balanced.cuh"
 #include "cuda/gate_decide.cuh"
 #include "cuda/gemm_exact.cuh"
 #include "cuda/launch.cuh"
@@ -42,7 +43,8 @@ GateScratch gate_scratch(const cumoe_context_t &context, int64_t num_tokens, boo
 
 size_t gate_workspace(const cumoe_context_t &context, int64_t num_tokens)
 {
-    return gate_scratch(context, num_tokens, false, nullptr).size;
+    return balanced_scratch(context, num_tokens, nullptr, gate_scratch(context, num_tokens, false, nullptr).size)
+        .end;
 }
 
 cudaError_t gate_logits(const cumoe_context_t &context, const GateFacts &facts, const cumoe_weights_t &weights,
@@ -103,6 +105,7 @@ struct GateOutputs {
     void *losses;                           // [CUMOE_NUM_LOSSES]
     cumoe_statistics_t *statistics;         // [1]
     int64_t *fixed_importance, *fixed_load; // [E] of the routing, never NULL
+    const double *threshold_loss;           // [E] terms of L_batchwise; NULL = 0
 };
 
 /* Rows and loads over the experts, and what the teams counted. */
@@ -129,6 +132,7 @@ write_statistics(const GateSums &sums, const int64_t *fixed_load, int32_t num_ex
     s.nan_logits = static_cast<int64_t>(sums.counter[kNanLogits]);
     s.nan_tokens = static_cast<int64_t>(sums.counter[kNanTokens]);
     s.bad_indices = static_cast<int64_t>(sums.counter[kBadIndices]);
+    s.dropped_rows = static_cast<int64_t>(sums.counter[kDroppedRows]);
     s.max_count = static_cast<int64_t>(max_count);
     s.cv_importance = sqrt(importance.cv2);
     s.cv_load = sqrt(load.cv2);
@@ -163,10 +167,15 @@ __global__ void __launch_bounds__(kSumThreads, 1)
     // The losses: every thread reads the sums that it wrote.
     const Balance importance = balance_of<Real>(out.fixed_importance, num_experts, shared);
     const Balance load = balance_of<Real>(out.fixed_load, num_experts, shared);
+    double threshold = 0;
+    for (int32_t e = threadIdx.x; out.threshold_loss && e < num_experts; e += kSumThreads)
+        threshold += out.threshold_loss[e];
+    if (out.threshold_loss) threshold = block_sum(threshold, shared.real);
     if (out.losses && threadIdx.x < CUMOE_NUM_LOSSES) {
         double loss = 0;
         if (learned && threadIdx.x == CUMOE_LOSS_IMPORTANCE) loss = importance.cv2;
         if (learned && threadIdx.x == CUMOE_LOSS_LOAD) loss = load.cv2;
+        if (threadIdx.x == CUMOE_LOSS_THRESHOLD) loss = threshold;
         static_cast<Real *>(out.losses)[threadIdx.x] = static_cast<Real>(loss);
     }
     if (out.statistics)
@@ -246,11 +255,15 @@ cudaError_t run_gate(const cumoe_context_t &context, const cumoe_gate_args_t &ar
     cudaError_t error = launch({dim3(blocks), dim3(kBeginThreads), stream}, gate_begin_kernel, given, args.call,
                                args.num_tokens, args.routing.call, c.num_experts, sums);
     if (error != cudaSuccess) return error;
-    error = c.gate == CUMOE_GATE_EXTERNAL ? route_external<Real>(context, args, sums, stream)
-                                          : route_learned<Real>(context, args, values, scratch, sums, stream);
+    double *threshold_loss = nullptr;
+    if (c.gate == CUMOE_GATE_BALANCED)
+        error = route_balanced<Real>(context, args, values, scratch, sums, &threshold_loss, stream);
+    else
+        error = c.gate == CUMOE_GATE_EXTERNAL ? route_external<Real>(context, args, sums, stream)
+                                              : route_learned<Real>(context, args, values, scratch, sums, stream);
     if (error != cudaSuccess) return error;
-    const GateOutputs out = {args.expert_count, args.importance,         args.load,        args.losses,
-                             args.statistics,   args.routing.importance, args.routing.load};
+    const GateOutputs out = {args.expert_count, args.importance,         args.load,         args.losses,
+                             args.statistics,   args.routing.importance, args.routing.load, threshold_loss};
     return launch({dim3(1), dim3(kSumThreads), stream, shared_bytes<SumArrays>()}, gate_finish_kernel<Real>,
                   c.num_experts, gate_facts(c, args.training).smooth, c.gate != CUMOE_GATE_EXTERNAL, sums, out);
 }

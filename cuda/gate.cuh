@@ -98,7 +98,7 @@ struct GateScratch {
     size_t size;
 };
 
-enum GateCounter { kNanLogits, kNanTokens, kBadIndices, kGateCounters };
+enum GateCounter { kNanLogits, kNanTokens, kBadIndices, kDroppedRows, kGateCounters };
 
 /* Placed in WORKSPACE, which may be NULL: then it is the size that counts. */
 GateScratch gate_scratch(const cumoe_context_t &context, int64_t num_tokens, bool backward, void *workspace,

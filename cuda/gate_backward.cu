@@ -2,6 +2,7 @@
  * place and give those of w_gate, w_noise and x. */
 #include "cuda/gate.cuh"
 
+#include "cuda/gate_balanced_backward.cuh"
 #include "cuda/gate_gradient.cuh"
 #include "cuda/gate_sums.cuh"
 #include "cuda/gemm_exact.cuh"
@@ -236,9 +237,12 @@ cudaError_t run_block(const cumoe_context_t &context, const cumoe_gate_backward_
         error = gate_logits(context, tokens.gate, *args.weights, args.x, args.x_stride, tokens.call, tokens.first,
                             tokens.tokens, scratch.logits, stream);
     if (error != cudaSuccess) return error;
-    error = context.config.num_experts <= kGateWarpExperts
-                ? differentiate<Real, 1>(context, tokens, stream)
-                : differentiate<Real, kGateTeamWarps>(context, tokens, stream);
+    if (context.config.gate == CUMOE_GATE_BALANCED)
+        error = balanced_gradient<Real>(context, tokens, args.routing.token_slot, stream);
+    else
+        error = context.config.num_experts <= kGateWarpExperts
+                    ? differentiate<Real, 1>(context, tokens, stream)
+                    : differentiate<Real, kGateTeamWarps>(context, tokens, stream);
     if (error == cudaSuccess && args.dx_gate) error = input_gradient(context, args, tokens, scratch, stream);
     if (error == cudaSuccess) error = weight_gradients<Real>(context, args, tokens, scratch, stream);
     return error;
@@ -265,6 +269,8 @@ cudaError_t run_gate_backward(const cumoe_context_t &context, const cumoe_gate_b
 
     const int halves = tokens.gate.noise ? 2 : 1;
     cudaError_t error = clear_unwritten(c, args, args.num_tokens > 0 ? halves : 0, stream);
+    if (error == cudaSuccess && c.gate == CUMOE_GATE_BALANCED)
+        error = balanced_thresholds<Real>(context, args, stream);
     if (error != cudaSuccess || args.num_tokens == 0) return error;
     const SumGradients sums = {c.num_experts,
                                args.routing.importance,

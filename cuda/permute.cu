@@ -7,6 +7,7 @@
 #include "cuda/permute.cuh"
 
 #include "cuda/launch.cuh"
+#include "cuda/scan.cuh"
 #include "cuda/shared.cuh"
 #include "host/tile.h"
 
@@ -74,18 +75,6 @@ __global__ void __launch_bounds__(kThreads) permute_count_kernel(Slots slots, Ch
         block_count[static_cast<int64_t>(e) * chunks.num_blocks + blockIdx.x] = shared.count[e];
 }
 
-/* The sum of VALUE over this lane and those below. */
-template <typename T>
-__device__ __forceinline__ T warp_inclusive_sum(T value)
-{
-    const int lane = threadIdx.x % kWarp;
-    for (int delta = 1; delta < kWarp; delta *= 2) {
-        const T below = shuffle_up(kFullMask, value, static_cast<unsigned>(delta));
-        if (lane >= delta) value += below;
-    }
-    return value;
-}
-
 /* A warp for each expert: block_count becomes the rows in lower blocks, offset [E + 1] at e + 1 the rows in all. */
 __global__ void __launch_bounds__(kThreads)
     permute_scan_blocks_kernel(int32_t num_experts, int32_t num_blocks, uint32_t *block_count, int32_t *offset)
@@ -146,23 +135,16 @@ template <typename RowsOf>
 __device__ __forceinline__ void scan_experts(const RowsOf &rows_of, int32_t num_experts, int32_t tile_rows,
                                              const cumoe_rows_t &rows, const ScanArrays &shared)
 {
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const int32_t threads = static_cast<int32_t>(blockDim.x);
-    const int num_warps = threads / kWarp;
     uint64_t carry = 0;
     for (int32_t begin = 0; begin < num_experts; begin += threads) {
         const int32_t expert = begin + static_cast<int32_t>(threadIdx.x);
         const uint64_t count = rows_and_tiles(expert < num_experts ? rows_of(expert) : 0u, tile_rows);
-        uint64_t sum = warp_inclusive_sum(count);
-        if (lane == kWarp - 1) shared.warp_sum[warp] = sum;
-        sync_threads();
-        // Every warp sums the sums of all for itself: cheaper than a second barrier.
-        const uint64_t sums = warp_inclusive_sum(lane < num_warps ? shared.warp_sum[lane] : uint64_t{0});
-        const uint64_t lower = shuffle(kFullMask, sums, (warp + kWarp - 1) % kWarp);
-        sum += carry + (warp > 0 ? lower : 0);
+        const BlockSum<uint64_t> sums = block_inclusive_sum(count, shared.warp_sum);
+        const uint64_t sum = carry + sums.inclusive;
         if (expert < num_experts) rows.offset[expert + 1] = static_cast<int32_t>(sum);
         write_tiles(count, sum - count, expert, tile_rows, rows.tile);
-        carry += shuffle(kFullMask, sums, kWarp - 1);
+        carry += sums.total;
         sync_threads(); // warp_sum is read; the next round may write it
     }
     if (threadIdx.x == 0) {

@@ -25,6 +25,8 @@ cudaError_t gate_backward(const cumoe_context_t &, const cumoe_gate_backward_arg
 cudaError_t up_backward(const cumoe_context_t &, const cumoe_up_backward_args_t &, cudaStream_t);
 cudaError_t permute_backward(const cumoe_context_t &, const cumoe_permute_backward_args_t &, cudaStream_t);
 
+cudaError_t gate_bias_update(const cumoe_context_t &, void *gate_bias, const int32_t *expert_count, float rate,
+                             cudaStream_t);
 cudaError_t weights_init(const cumoe_context_t &, uint64_t seed, const cumoe_weights_t &, cudaStream_t);
 cudaError_t optimizer_step(const cumoe_context_t &, const cumoe_optimizer_args_t &, const cumoe_parameter_t *,
                            int count, cudaStream_t);
