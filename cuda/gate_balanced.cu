@@ -241,7 +241,7 @@ BalancedScratch balanced_scratch(const cumoe_context_t &context, int64_t num_tok
     s.groups = num_tokens / kGroupTokens + 1;
     const size_t sums = static_cast<size_t>(s.groups) + 1;
     s.g = take(E * T, real);
-    s.nan_token = static_cast<uint8_t *>(take(T, 1));
+    s.nan_token = static_cast<uint32_t *>(take(T, sizeof(uint32_t)));
     s.lowest = take(E, real);
     s.last = static_cast<int32_t *>(take(E, sizeof(int32_t)));
     s.loss = static_cast<double *>(take(E, sizeof(double)));

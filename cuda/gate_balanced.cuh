@@ -38,7 +38,7 @@ constexpr int kGroupTokens = kWarp; // that a block routes at a time, a lane for
 /* In workspace of the forward pass. */
 struct BalancedScratch {
     void *g;             // [E, T] gate type
-    uint8_t *nan_token;  // [T] 1: all its logits are unusable, and not all of them -Inf
+    uint32_t *nan_token; // [T] 1: all its logits are unusable, and not all of them -Inf
     void *lowest;        // [E] bits of the smallest g that an expert took; training
     int32_t *last;       // [E] the last token that it took of those with that g; training
     double *loss;        // [E] terms of L_batchwise; training

@@ -52,9 +52,8 @@ __global__ void __launch_bounds__(kThreads)
 {
     const int32_t e = static_cast<int32_t>(blockIdx.x * kThreads + threadIdx.x);
     if (e >= num_experts) return;
-    const double upstream =
-        loss_gradient ? static_cast<double>(loss_gradient[CUMOE_LOSS_THRESHOLD]) : static_cast<double>(loss_weight);
-    const Real own = training ? static_cast<Real>(-(upstream * excess[e])) : 0;
+    const Real upstream = loss_gradient ? loss_gradient[CUMOE_LOSS_THRESHOLD] : static_cast<Real>(loss_weight);
+    const Real own = training ? -(upstream * static_cast<Real>(excess[e])) : 0;
     gradient[e] = add ? gradient[e] + own : own;
 }
 

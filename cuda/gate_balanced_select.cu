@@ -137,9 +137,9 @@ __global__ void __launch_bounds__(kSumThreads, kBlocksPerSm)
         static_cast<Bits *>(b.scratch.lowest)[e] = lowest;
         b.scratch.last[e] = static_cast<int32_t>(last);
         b.routing.excess[e] = static_cast<int32_t>(excess);
-        b.scratch.loss[e] = static_cast<double>(static_cast<int64_t>(difference)) *
-                            (1 / kFixedPoint<Real>)-static_cast<double>(threshold) *
-                            static_cast<double>(static_cast<int64_t>(excess));
+        constexpr double unit = 1 / kFixedPoint<Real>;
+        const double moved = excess ? static_cast<double>(threshold) * static_cast<int32_t>(excess) : 0;
+        b.scratch.loss[e] = static_cast<double>(static_cast<int64_t>(difference)) * unit - moved;
         const Bits smallest = least == UINT64_MAX ? 0 : static_cast<Bits>(least);
         if (batch_threshold) reinterpret_cast<Bits *>(batch_threshold)[e] = smallest;
     }
