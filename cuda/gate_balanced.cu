@@ -122,9 +122,9 @@ __global__ void __launch_bounds__(kScanThreads, 1)
 }
 
 /* Slots below a place with so many sure ones and ties before it. */
-__device__ __forceinline__ uint64_t slots_of(uint64_t sure, uint64_t ties, const Cut &cut)
+__device__ __forceinline__ int64_t slots_of(uint64_t sure, uint64_t ties, const Cut &cut)
 {
-    return sure + (ties < cut.wanted ? ties : cut.wanted);
+    return static_cast<int64_t>(sure + (ties < cut.wanted ? ties : cut.wanted));
 }
 
 template <typename Real>
@@ -162,20 +162,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) balanced_route_kernel(
         sync_threads();
 
         // What is before this warp's: in lower groups, of lower tokens, and of this one in lower warps.
-        uint32_t of_token[2] = {0, 0}, of_lower[2] = {0, 0};
+        Taken all = {0, 0}, lower = {0, 0};
         for (int w = 0; w < kWarps; w++) {
-            const uint32_t sure = shared.sure[w * kWarp + lane], ties = shared.ties[w * kWarp + lane];
-            of_token[0] += sure;
-            of_token[1] += ties;
-            of_lower[0] += w < warp ? sure : 0;
-            of_lower[1] += w < warp ? ties : 0;
+            const uint32_t of_warp = shared.sure[w * kWarp + lane], ties_of_warp = shared.ties[w * kWarp + lane];
+            all.sure += of_warp;
+            all.tie += ties_of_warp;
+            lower.sure += w < warp ? of_warp : 0;
+            lower.tie += w < warp ? ties_of_warp : 0;
         }
-        const uint64_t sure = b.scratch.sure[group] + warp_inclusive_sum(of_token[0]) - of_token[0];
-        const uint64_t ties = b.scratch.ties[group] + warp_inclusive_sum(of_token[1]) - of_token[1];
-        const int64_t first = static_cast<int64_t>(slots_of(sure, ties, cut));
-        const int64_t end = static_cast<int64_t>(slots_of(sure + of_token[0], ties + of_token[1], cut));
-        int64_t slot = static_cast<int64_t>(slots_of(sure + of_lower[0], ties + of_lower[1], cut));
-        uint64_t ties_before = ties + of_lower[1];
+        const uint64_t sure = b.scratch.sure[group] + warp_inclusive_sum(all.sure) - all.sure;
+        const uint64_t ties = b.scratch.ties[group] + warp_inclusive_sum(all.tie) - all.tie;
+        const int64_t first = slots_of(sure, ties, cut), end = slots_of(sure + all.sure, ties + all.tie, cut);
+        int64_t slot = slots_of(sure + lower.sure, ties + lower.tie, cut);
+        uint64_t ties_before = ties + lower.tie;
         if (warp == 0 && token <= b.num_tokens) b.routing.token_slot[token] = static_cast<int32_t>(first);
 
         // The slots, with g where the weights will be.
@@ -215,8 +214,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) balanced_route_kernel(
     }
 
     // Slots that are not in use, and the sums of the block.
-    const int64_t used =
-        static_cast<int64_t>(slots_of(b.scratch.sure[b.scratch.groups], b.scratch.ties[b.scratch.groups], cut));
+    const int64_t used = slots_of(b.scratch.sure[b.scratch.groups], b.scratch.ties[b.scratch.groups], cut);
     for (int64_t s = used + static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; s < b.num_slots;
          s += static_cast<int64_t>(gridDim.x) * kThreads) {
         expert[s] = -1;

@@ -13,7 +13,7 @@ namespace
 constexpr int kBlocksPerSm = 4;
 constexpr int kDigitsOfThread = kDigits / kSumThreads;
 constexpr int64_t kChunk = 4096;        // tokens of an expert that a block looks at before it looks for others
-constexpr int64_t kMostCounted = 65536; // candidates of a block before they go to memory: 32 bits do not overflow
+constexpr int64_t kMostCounted = 16384; // candidates of a block before they go to memory: 32 bits do not overflow
 static_assert(kDigits % kSumThreads == 0, "every thread has as many digits");
 
 struct SelectArrays {
