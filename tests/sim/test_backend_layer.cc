@@ -19,6 +19,8 @@ constexpr int32_t E = 5, K = 2;
 
 /* One training step, and what it made. Members are filled as far as it came. */
 struct Step {
+    cumoe_gate_kind_t gate = CUMOE_GATE_NOISY_TOPK;
+    int32_t training = 1;
     cumoe_handle_t *handle = nullptr;
     cumoe_layer_t *layer = nullptr;
     cumoe_weights_t weights = {}, gradients = {};
@@ -57,6 +59,7 @@ cumoe_status_t open(cumoe_dtype_t dtype, Step *step)
     config.intermediate_size = I;
     config.num_experts = E;
     config.top_k = K;
+    config.gate = step->gate;
     config.loss_weight[CUMOE_LOSS_IMPORTANCE] = 0.01f;
     config.loss_weight[CUMOE_LOSS_LOAD] = 0.01f;
     TRY(cumoe_layer_create(&step->layer, step->handle, &config));
@@ -101,7 +104,7 @@ cumoe_status_t forward_and_backward(const Step &step)
     forward.weights = &step.weights;
     forward.x = step.x;
     forward.y = step.y;
-    forward.training = 1;
+    forward.training = step.training;
     forward.seed = 3;
     forward.workspace = step.workspace;
     forward.workspace_size = step.workspace_size;
@@ -115,7 +118,7 @@ cumoe_status_t forward_and_backward(const Step &step)
     backward.x = step.x;
     backward.dy = step.dy;
     backward.dx = step.dx;
-    backward.training = 1;
+    backward.training = step.training;
     backward.gradients = &step.gradients;
     backward.workspace = step.workspace;
     backward.workspace_size = step.workspace_size;
@@ -153,6 +156,7 @@ cumoe_status_t read(const Step &step, cumoe_dtype_t dtype, Bits *bits)
         {step.gradients.w_down, E * I * H * element},
         {step.gradients.w_gate, E * H * sizeof(float)},
         {step.gradients.w_noise, E * H * sizeof(float)},
+        {step.gradients.thresholds, E * sizeof(float)},
         {step.weights.w_up, E * I * H * element},
         {step.weights.w_down, E * I * H * element},
         {step.weights.w_gate, E * H * sizeof(float)},
@@ -160,6 +164,7 @@ cumoe_status_t read(const Step &step, cumoe_dtype_t dtype, Bits *bits)
     };
     bits->clear();
     for (const auto &array : arrays) {
+        if (!array.data) continue;
         const size_t begin = bits->size();
         bits->resize(begin + array.size);
         TRY(cumoe_memory_copy(step.handle, bits->data() + begin, array.data, array.size, CUMOE_COPY_TO_HOST,
@@ -228,9 +233,11 @@ void test_every_call_fails_once()
 }
 
 /* A graph replays what was enqueued; a call that allocates or waits would have broken the capture. */
-void test_capture(cumoe_dtype_t dtype)
+void test_capture(cumoe_dtype_t dtype, cumoe_gate_kind_t gate = CUMOE_GATE_NOISY_TOPK, int32_t training = 1)
 {
     Step step;
+    step.gate = gate;
+    step.training = training;
     Bits expected, bits;
     EXPECT(prepare(dtype, &step) == CUMOE_SUCCESS, "%s", cumoe_last_error());
     EXPECT(forward_and_backward(step) == CUMOE_SUCCESS, "%s", cumoe_last_error());
@@ -312,6 +319,8 @@ int main()
     test_what_is_supported();
     test_capture(CUMOE_F32);
     test_capture(CUMOE_BF16);
+    test_capture(CUMOE_F32, CUMOE_GATE_BALANCED);
+    test_capture(CUMOE_F32, CUMOE_GATE_BALANCED, 0);
     test_other_device();
     test_every_call_fails_once();
     EXPECT(sim_num_objects() == 0, "%lld left", static_cast<long long>(sim_num_objects()));
