@@ -89,7 +89,7 @@ struct StoreActivatedBackward {
     ExpertShape shape;
     const int32_t *row_slot; // [R]
     const void *z;           // [R, z_width]
-    const void *weight;      // [T, K] Real
+    const void *weight;      // [S] Real
     const int32_t *exponent; // [E] scaled is smaller by 2^exponent; NULL = by 1
     void *dz;                // [R, z_width]
     void *scaled;            // [R, I] of scaled_dtype; NULL = not wanted

@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(kScanThreads, 1)
             ties[group] = ties_before + tied.inclusive - own_ties;
         }
         sure_before += sums.total;
-        ties_before += tied.total;
-        sync_threads(); // the arrays are read; the next round may write them
+        ties_before +=
+            tied.total; // one sum's array is read before the other's barrier, so that none is needed here
     }
     if (threadIdx.x > 0) return;
     sure[groups] = sure_before;

@@ -170,7 +170,10 @@ Numbers make_numbers(const Case &c, int64_t slots, uint64_t seed)
         if (t % 7 < 5) n.x[t * H] = values[t % 7];
         if (t % 7 == 5) n.x[t * H + 1] = INFINITY; // to some experts +Inf, to others -Inf
     }
-    if (c.kind == kHostile) n.w_gate[E * H - 1] = NAN;
+    if (c.kind == kHostile) { // experts that may take none, and only some
+        n.w_gate[E * H - 1] = NAN;
+        n.w_gate[(E - 2) * H + 2] = -INFINITY;
+    }
     // What is masked or not live may hold anything.
     for (size_t t = 0; t < T; t++)
         for (size_t h = 0; h < H; h++)
