@@ -83,24 +83,8 @@ cumoe_status_t run_optimizer_step(const cumoe_context_t *context, const cumoe_op
                [=] { return optimizer_step(*context, *args, parameters, count, stream); });
 }
 
-const char *gate_name(cumoe_gate_kind_t gate)
-{
-    switch (gate) {
-    case CUMOE_GATE_HIERARCHICAL:
-        return "HIERARCHICAL";
-    case CUMOE_GATE_SOFTMAX_TOPK:
-        return "SOFTMAX_TOPK";
-    default:
-        return "SIGMOID_TOPK";
-    }
-}
-
 cumoe_status_t supports(void *, cumoe_config_t *config)
 {
-    CUMOE_REQUIRE(config->gate <= CUMOE_GATE_EXTERNAL || config->gate == CUMOE_GATE_BALANCED, UNSUPPORTED_CONFIG,
-                  "cumoe_layer_create: config.gate = CUMOE_GATE_%s is not in this version: NOISY_TOPK, SOFTMAX, "
-                  "EXTERNAL and BALANCED are",
-                  gate_name(config->gate));
     if (config->max_threads == 0) config->max_threads = 1;
     return CUMOE_SUCCESS;
 }

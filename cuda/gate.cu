@@ -3,41 +3,108 @@
 
 #include "cuda/gate_balanced.cuh"
 #include "cuda/gate_decide.cuh"
+#include "cuda/gate_finish.cuh"
+#include "cuda/gate_slots.cuh"
 #include "cuda/gemm_exact.cuh"
 #include "cuda/launch.cuh"
 
 namespace cumoe
 {
 
+namespace
+{
+
+/* Hands out arrays of a workspace. */
+struct Taker {
+    cumoe_arena_t arena;
+    template <typename T>
+    void operator()(T *&array, size_t count, size_t size)
+    {
+        array = static_cast<T *>(cumoe__take(&arena, count * size));
+    }
+    template <typename T>
+    void operator()(T *&array, size_t count)
+    {
+        (*this)(array, count, sizeof(T));
+    }
+};
+
+/* Rows of teams, where a block is one; the context is that of the level. */
+void take_rows(const cumoe_context_t &context, int64_t rows, bool backward, Taker &take, void *&to)
+{
+    const cumoe_config_t &c = context.config;
+    const size_t quads = (static_cast<size_t>(c.num_experts) + 3) / 4;
+    const size_t teams = c.num_experts <= kGateWarpExperts ? 0 : gate_grid(context, rows, backward).x;
+    take(to, teams * (backward ? 2 : 1) * 4 * quads, cumoe__dtype_size(cumoe__gate_dtype(&c)));
+}
+
+/* The second level: all rows at once, and their gradients of x by pieces of columns, of about as much memory.
+ * SLICES are the elements of those of the first level, which are added up before. */
+void take_groups(const cumoe_context_t &context, int64_t num_tokens, bool backward, size_t slices, Taker &take,
+                 GateScratch *s)
+{
+    const cumoe_config_t &c = context.config;
+    const cumoe_context_t primary = gate_level(context, true), secondary = gate_level(context, false);
+    const int64_t G = c.num_groups, K1 = c.top_k_groups, B = secondary.config.num_experts, H = c.hidden_size;
+    const size_t real = cumoe__dtype_size(cumoe__gate_dtype(&c)), rows = static_cast<size_t>(num_tokens * K1);
+    GroupScratch &g = s->groups;
+    take(g.choices.offset, static_cast<size_t>(G) + 1);
+    take(g.choices.row_token, rows);
+    take(g.choices.row_slot, rows);
+    take(g.choices.slot_row, rows);
+    take(g.choices.tile, static_cast<size_t>(cumoe_tile_size(num_tokens * K1, c.num_groups)));
+    take(g.permute, permute_workspace(primary, num_tokens), 1);
+    take(g.logits, rows * static_cast<size_t>(2 * B), real);
+    take_rows(secondary, num_tokens * K1, backward, take, g.rows);
+    if (!backward) return take(g.importance, static_cast<size_t>(G));
+    const int64_t fitting = 2 * (G + K1 * B) / K1 / kPieceColumns * kPieceColumns;
+    g.columns = fitting < 2 * kPieceColumns ? 2 * kPieceColumns : fitting;
+    if (g.columns > H) g.columns = H;
+    const size_t piece = rows * static_cast<size_t>(g.columns);
+    take(g.dprimary, rows, real);
+    take(g.dload, static_cast<size_t>(G), real);
+    take(g.piece, piece > slices ? piece : slices, real);
+    s->slice = g.piece;
+}
+
+} // namespace
+
 GateScratch gate_scratch(const cumoe_context_t &context, int64_t num_tokens, bool backward, void *workspace,
                          int64_t values)
 {
     const cumoe_config_t &c = context.config;
+    const bool groups = c.gate == CUMOE_GATE_HIERARCHICAL;
+    const cumoe_context_t level = groups ? gate_level(context, true) : context; // of tokens
     const size_t E = static_cast<size_t>(c.num_experts), real = cumoe__dtype_size(cumoe__gate_dtype(&c));
-    cumoe_arena_t arena = {reinterpret_cast<uintptr_t>(workspace), 0};
-    const auto take = [&arena](size_t count, size_t size) { return cumoe__take(&arena, count * size); };
+    Taker take = {{reinterpret_cast<uintptr_t>(workspace), 0}};
     GateScratch s = {};
     if (!backward) {
-        s.count = static_cast<uint32_t *>(take(E, sizeof(uint32_t)));
-        s.counter = static_cast<uint64_t *>(take(kGateCounters, sizeof(uint64_t)));
+        take(s.count, E);
+        take(s.counter, kGateCounters);
+        take(s.share, has_shares(c.gate) ? E : 0);
+        take(s.square, has_shares(c.gate) ? static_cast<size_t>(num_tokens) : 0, real);
     }
     if (c.gate != CUMOE_GATE_EXTERNAL) {
-        const int64_t block = gate_block(c, num_tokens, values);
-        const size_t tokens = static_cast<size_t>(block);
-        const size_t rows = c.num_experts <= kGateWarpExperts ? 0 : gate_grid(context, block, backward).x;
-        s.logits = take(tokens * E * (cumoe__is_noisy(c.gate) ? 2 : 1), real);
-        s.rows = take(rows * (backward ? 2 : 1) * ((E + 3) / 4 * 4), real);
+        const int64_t block = gate_block(level.config, num_tokens, values);
+        const size_t n = static_cast<size_t>(level.config.num_experts), tokens = static_cast<size_t>(block);
+        const size_t slices = static_cast<size_t>(gate_slices(level.config, block));
+        const size_t sliced = slices > 1 && backward ? slices * n * static_cast<size_t>(c.hidden_size) : 0;
+        take(s.logits, tokens * n * (cumoe__is_noisy(c.gate) ? 2 : 1), real);
+        take_rows(level, block, backward, take, s.rows);
         if (backward) {
-            s.dimportance = take(E, real);
-            s.dload = take(E, real);
-            s.has_load = static_cast<int32_t *>(take(1, sizeof(int32_t)));
-            s.counted = static_cast<int32_t *>(take(tokens, sizeof(int32_t)));
-            const size_t slices = static_cast<size_t>(gate_slices(c, block));
-            s.offset = static_cast<int32_t *>(take(slices + 1, sizeof(int32_t)));
-            s.slice = take(slices > 1 ? slices * E * static_cast<size_t>(c.hidden_size) : 0, real);
+            take(s.dimportance, E, real);
+            take(s.dload, E, real);
+            take(s.has_load, 2);
+            take(s.dz, 1, real);
+            take(s.counted, tokens);
+            take(s.offset, slices + 1);
         }
+        if (groups)
+            take_groups(context, num_tokens, backward, sliced, take, &s);
+        else
+            take(s.slice, sliced, real);
     }
-    s.size = arena.used;
+    s.size = take.arena.used;
     return s;
 }
 
@@ -47,30 +114,46 @@ size_t gate_workspace(const cumoe_context_t &context, int64_t num_tokens)
         .end;
 }
 
-cudaError_t gate_logits(const cumoe_context_t &context, const GateFacts &facts, const cumoe_weights_t &weights,
-                        const void *x, int64_t x_stride, const cumoe_call_t *call, int64_t first, int64_t tokens,
-                        void *logits, cudaStream_t stream)
+cudaError_t gate_logits(const cumoe_context_t &context, const GateFacts &facts, const GateRows &rows,
+                        const cumoe_weights_t &weights, const void *x, int64_t x_stride, void *logits,
+                        cudaStream_t stream)
 {
     const cumoe_config_t &c = context.config;
+    const int64_t H = c.hidden_size, group = facts.num_experts * H;
+    const size_t skip = static_cast<size_t>(rows.first * x_stride) * cumoe__dtype_size(c.dtype);
     RowsProduct product = {};
     product.parts = facts.noise ? 2 : 1;
     product.terms = 1;
-    product.n = c.num_experts;
-    product.k = c.hidden_size;
-    const size_t skip = static_cast<size_t>(first * x_stride) * cumoe__dtype_size(c.dtype);
-    product.a[0] = {static_cast<const char *>(x) + skip, c.dtype, 0, x_stride, 1, nullptr};
-    product.b[0] = {weights.w_gate, weights.gate_dtype, 0, c.hidden_size, 1, nullptr};
-    product.b[1] = {weights.w_noise, weights.gate_dtype, 0, c.hidden_size, 1, nullptr};
-    product.call = call;
-    product.first_token = first;
-    product.max_rows = tokens;
-    product.groups = 1;
+    product.n = facts.num_experts;
+    product.k = H;
+    product.a[0] = {static_cast<const char *>(x) + skip, c.dtype, 0, x_stride, 1, rows.choices.row_token};
+    product.b[0] = {weights.w_gate, weights.gate_dtype, group, H, 1, nullptr};
+    product.b[1] = {weights.w_noise, weights.gate_dtype, group, H, 1, nullptr};
+    walk_over(rows, &product);
     StoreRows store = {};
     store.c = logits;
     store.dtype = cumoe__gate_dtype(&c);
     store.row_stride = facts.columns;
-    store.part_stride = c.num_experts;
+    store.part_stride = facts.num_experts;
     return exact_rows_product(context, product, store, stream);
+}
+
+cudaError_t sort_choices(const cumoe_context_t &context, int64_t num_tokens, const cumoe_routing_t &routing,
+                         const GroupScratch &scratch, GateRows *rows, cudaStream_t stream)
+{
+    *rows = {routing.call,
+             nullptr,
+             0,
+             num_tokens * context.config.top_k_groups,
+             context.config.num_groups,
+             scratch.choices,
+             routing.primary_group};
+    cumoe_permute_args_t args = {};
+    args.num_tokens = num_tokens;
+    args.routing = primary_routing(routing);
+    args.rows = scratch.choices;
+    args.workspace = scratch.permute;
+    return permute(gate_level(context, true), args, stream);
 }
 
 namespace
@@ -81,14 +164,16 @@ constexpr int kBeginThreads = 256;
 /* The numbers of the call, for all later stages: the caller's, or those in device memory; and sums of nothing. */
 __global__ void __launch_bounds__(kBeginThreads)
     gate_begin_kernel(cumoe_call_t given, const cumoe_call_t *call, int64_t num_tokens, cumoe_call_t *out,
-                      int32_t num_experts, GateSums sums)
+                      int32_t num_experts, GateSums sums, int32_t num_groups, GateSums of_groups)
 {
     const int32_t e = static_cast<int32_t>(blockIdx.x * kBeginThreads + threadIdx.x);
-    if (e < num_experts) {
-        sums.importance[e] = 0;
-        sums.load[e] = 0;
-        sums.count[e] = 0;
-    }
+    const auto clear = [e](const GateSums &s) {
+        s.importance[e] = 0;
+        if (s.every) s.every[e] = 0;
+        s.count[e] = 0;
+    };
+    if (e < num_experts) clear(sums);
+    if (e < num_groups) clear(of_groups);
     if (e < kGateCounters) sums.counter[e] = 0;
     if (e > 0) return;
     *sums.tokens = 0;
@@ -98,125 +183,92 @@ __global__ void __launch_bounds__(kBeginThreads)
     *out = given;
 }
 
-/* What the caller asked for beside the routing; any of it may be NULL. */
-struct GateOutputs {
-    int32_t *expert_count;                  // [E]
-    void *importance, *load;                // [E]
-    void *losses;                           // [CUMOE_NUM_LOSSES]
-    cumoe_statistics_t *statistics;         // [1]
-    int64_t *fixed_importance, *fixed_load; // [E] of the routing, never NULL
-    const double *threshold_loss;           // [E] terms of L_batchwise; NULL = 0
-};
-
-/* Rows and loads over the experts, and what the teams counted. */
-template <typename Real>
-__device__ __forceinline__ void
-write_statistics(const GateSums &sums, const int64_t *fixed_load, int32_t num_experts, const Balance &importance,
-                 const Balance &load, const SumArrays &shared, cumoe_statistics_t *statistics)
-{
-    constexpr double unit = 1 / kFixedPoint<Real>;
-    uint64_t rows = 0, max_count = 0, max_load = 0;
-    for (int32_t e = threadIdx.x; e < num_experts; e += kSumThreads) {
-        const uint64_t count = sums.count[e], units = static_cast<uint64_t>(fixed_load[e]);
-        rows += count;
-        max_count = count > max_count ? count : max_count;
-        max_load = units > max_load ? units : max_load;
-    }
-    rows = block_sum(rows, shared.integer);
-    max_count = block_max(max_count, shared.integer);
-    max_load = block_max(max_load, shared.integer);
-    if (threadIdx.x > 0) return;
-    cumoe_statistics_t s = {};
-    s.tokens = static_cast<int64_t>(*sums.tokens);
-    s.rows = static_cast<int64_t>(rows);
-    s.nan_logits = static_cast<int64_t>(sums.counter[kNanLogits]);
-    s.nan_tokens = static_cast<int64_t>(sums.counter[kNanTokens]);
-    s.bad_indices = static_cast<int64_t>(sums.counter[kBadIndices]);
-    s.dropped_rows = static_cast<int64_t>(sums.counter[kDroppedRows]);
-    s.max_count = static_cast<int64_t>(max_count);
-    s.cv_importance = sqrt(importance.cv2);
-    s.cv_load = sqrt(load.cv2);
-    if (load.mean > 0) s.max_over_mean_load = static_cast<double>(max_load) * unit / load.mean;
-    if (rows > 0) s.max_over_mean_count = static_cast<double>(max_count) * num_experts / static_cast<double>(rows);
-    *statistics = s;
-}
-
-/* One block: the vectors, losses and statistics. */
-template <typename Real>
-__global__ void __launch_bounds__(kSumThreads, 1)
-    gate_finish_kernel(int32_t num_experts, bool smooth, bool learned, GateSums sums, GateOutputs out)
-{
-    SharedArena arena;
-    const SumArrays shared(arena);
-    constexpr double unit = 1 / kFixedPoint<Real>;
-
-    // The vectors. A load that is not smooth counts rows.
-    for (int32_t e = threadIdx.x; e < num_experts; e += kSumThreads) {
-        if (!smooth)
-            out.fixed_load[e] = static_cast<int64_t>(sums.count[e])
-                                << CUMOE_FIXED_POINT_BITS(sizeof(Real) == 8 ? CUMOE_F64 : CUMOE_F32);
-        if (out.expert_count) out.expert_count[e] = static_cast<int32_t>(sums.count[e]);
-        if (out.importance)
-            static_cast<Real *>(out.importance)[e] =
-                static_cast<Real>(static_cast<double>(out.fixed_importance[e]) * unit);
-        if (out.load)
-            static_cast<Real *>(out.load)[e] = static_cast<Real>(static_cast<double>(out.fixed_load[e]) * unit);
-    }
-    if (!out.losses && !out.statistics) return; // the whole block
-
-    // The losses: every thread reads the sums that it wrote.
-    const Balance importance = balance_of<Real>(out.fixed_importance, num_experts, shared);
-    const Balance load = balance_of<Real>(out.fixed_load, num_experts, shared);
-    double threshold = 0;
-    for (int32_t e = threadIdx.x; out.threshold_loss && e < num_experts; e += kSumThreads)
-        threshold += out.threshold_loss[e];
-    if (out.threshold_loss) threshold = block_sum(threshold, shared.real);
-    if (out.losses && threadIdx.x < CUMOE_NUM_LOSSES) {
-        double loss = 0;
-        if (learned && threadIdx.x == CUMOE_LOSS_IMPORTANCE) loss = importance.cv2;
-        if (learned && threadIdx.x == CUMOE_LOSS_LOAD) loss = load.cv2;
-        if (threadIdx.x == CUMOE_LOSS_THRESHOLD) loss = threshold;
-        static_cast<Real *>(out.losses)[threadIdx.x] = static_cast<Real>(loss);
-    }
-    if (out.statistics)
-        write_statistics<Real>(sums, out.fixed_load, num_experts, importance, load, shared, out.statistics);
-}
-
 template <typename Real, int kTeamWarps>
-cudaError_t decide(const cumoe_context_t &context, const GateTokens &tokens, cudaStream_t stream)
+cudaError_t decide_by(const cumoe_context_t &context, const Decisions &rows, cudaStream_t stream)
 {
     using Threads = Team<Real, kTeamWarps>;
-    return launch({gate_grid(context, tokens.tokens, false), dim3(Threads::kBlockThreads), stream,
-                   shared_bytes<DecideArrays<Real, kTeamWarps>>(tokens.gate.num_experts, tokens.gate.quads)},
-                  gate_decide_kernel<Real, kTeamWarps>, tokens);
+    return launch(
+        {gate_grid(context, rows.rows.count, false), dim3(Threads::kBlockThreads), stream,
+         shared_bytes<DecideArrays<Real, kTeamWarps>>(rows.all_experts, rows.gate.num_experts, rows.gate.quads)},
+        gate_decide_kernel<Real, kTeamWarps>, rows);
 }
 
+/* Logits and decisions of rows; the context is that of the level. */
 template <typename Real>
-cudaError_t route_learned(const cumoe_context_t &context, const cumoe_gate_args_t &args, int64_t values,
-                          const GateScratch &scratch, const GateSums &sums, cudaStream_t stream)
+cudaError_t decide(const cumoe_context_t &context, const cumoe_gate_args_t &args, const Decisions &rows,
+                   void *logits, cudaStream_t stream)
 {
-    GateTokens tokens = {};
-    tokens.gate = gate_facts(context.config, args.training);
-    tokens.call = args.routing.call;
-    tokens.token_mask = args.token_mask;
+    const cudaError_t error =
+        gate_logits(context, rows.gate, rows.rows, *args.weights, args.x, args.x_stride, logits, stream);
+    if (error != cudaSuccess) return error;
+    return context.config.num_experts <= kGateWarpExperts ? decide_by<Real, 1>(context, rows, stream)
+                                                          : decide_by<Real, kGateTeamWarps>(context, rows, stream);
+}
+
+/* A flat gate, or the first level of two as one. */
+template <typename Real>
+cudaError_t route_tokens(const cumoe_context_t &context, const cumoe_gate_args_t &args, const GateFacts &facts,
+                         int64_t values, const GateScratch &scratch, const GateSums &sums, cudaStream_t stream)
+{
+    Decisions tokens = {};
+    tokens.gate = facts;
+    tokens.rows = {args.routing.call, args.token_mask, 0, 0, 1, {}, nullptr};
     tokens.logits = scratch.logits;
-    tokens.rows = scratch.rows;
+    tokens.scratch = scratch.rows;
     tokens.expert = args.routing.expert;
     tokens.weight = args.routing.weight;
+    tokens.square = facts.shares && args.losses ? scratch.square : nullptr;
+    tokens.all_experts = facts.num_experts;
     tokens.sums = sums;
     const int64_t block = gate_block(context.config, args.num_tokens, values);
     for (int64_t first = 0; first < args.num_tokens; first += block) {
-        tokens.first = first;
-        tokens.tokens = args.num_tokens - first < block ? args.num_tokens - first : block;
-        cudaError_t error = gate_logits(context, tokens.gate, *args.weights, args.x, args.x_stride, tokens.call,
-                                        first, tokens.tokens, scratch.logits, stream);
-        if (error != cudaSuccess) return error;
-        error = context.config.num_experts <= kGateWarpExperts
-                    ? decide<Real, 1>(context, tokens, stream)
-                    : decide<Real, kGateTeamWarps>(context, tokens, stream);
+        tokens.rows.first = first;
+        tokens.rows.count = args.num_tokens - first < block ? args.num_tokens - first : block;
+        const cudaError_t error = decide<Real>(context, args, tokens, scratch.logits, stream);
         if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
+}
+
+/* HIERARCHICAL: a flat gate of groups, then a gate of its own for every choice of a group. */
+template <typename Real>
+cudaError_t route_groups(const cumoe_context_t &context, const cumoe_gate_args_t &args, const GateFacts &facts,
+                         const GateFacts &primary_facts, int64_t values, const GateScratch &scratch,
+                         const GateSums &sums, const GateSums &primary_sums, cudaStream_t stream)
+{
+    const cumoe_config_t &c = context.config;
+    const cumoe_weights_t weights = primary_weights(*args.weights);
+    cumoe_gate_args_t primary = args;
+    primary.weights = &weights;
+    primary.routing = primary_routing(args.routing);
+    cudaError_t error = route_tokens<Real>(gate_level(context, true), primary, primary_facts, values, scratch,
+                                           primary_sums, stream);
+    if (error != cudaSuccess) return error;
+
+    Decisions choices = {};
+    error = sort_choices(context, args.num_tokens, args.routing, scratch.groups, &choices.rows, stream);
+    if (error != cudaSuccess) return error;
+    choices.gate = facts;
+    choices.logits = scratch.groups.logits;
+    choices.scratch = scratch.groups.rows;
+    choices.expert = args.routing.expert;
+    choices.weight = args.routing.weight;
+    choices.primary_weight = args.routing.primary_weight;
+    choices.all_experts = c.num_experts;
+    choices.sums = sums;
+    error = decide<Real>(gate_level(context, false), args, choices, scratch.groups.logits, stream);
+    if (error != cudaSuccess) return error;
+    const ChoicesOfTokens tokens = {args.num_tokens,
+                                    c.top_k_groups,
+                                    c.top_k / c.top_k_groups,
+                                    args.routing.primary_group,
+                                    args.routing.primary_weight,
+                                    args.routing.expert,
+                                    args.routing.weight,
+                                    &scratch.counter[kNanTokens]};
+    const dim3 blocks =
+        resident_blocks(context, (args.num_tokens + kSlotThreads - 1) / kSlotThreads, kSlotBlocksPerSm);
+    return launch({blocks, dim3(kSlotThreads), stream}, gate_choices_kernel<Real>, tokens);
 }
 
 template <typename Real>
@@ -241,31 +293,73 @@ cudaError_t route_external(const cumoe_context_t &context, const cumoe_gate_args
                   gate_external_kernel<Real>, in);
 }
 
+/* An array of fixed-point sums as atomics take it. */
+uint64_t *units(int64_t *sums)
+{
+    return reinterpret_cast<uint64_t *>(sums);
+}
+
 template <typename Real>
 cudaError_t run_gate(const cumoe_context_t &context, const cumoe_gate_args_t &args, int64_t values,
                      cudaStream_t stream)
 {
     const cumoe_config_t &c = context.config;
+    const cumoe_routing_t &routing = args.routing;
     const GateScratch scratch = gate_scratch(context, args.num_tokens, false, args.workspace, values);
-    const GateSums sums = {reinterpret_cast<uint64_t *>(args.routing.importance),
-                           reinterpret_cast<uint64_t *>(args.routing.load), scratch.count, scratch.counter,
-                           reinterpret_cast<uint64_t *>(args.routing.tokens)};
+    const bool groups = c.gate == CUMOE_GATE_HIERARCHICAL;
+    const GateFacts facts = gate_facts(groups ? gate_level(context, false).config : c, args.weights, args.training);
+    const bool shares = facts.shares && args.losses; // and their losses
+    GateSums sums = {units(routing.importance), nullptr, scratch.count, scratch.counter, units(routing.tokens)};
+    if (facts.dense) sums.every = sums.importance;
+    if (facts.smooth) sums.every = units(routing.load);
+    if (shares) sums.every = scratch.share;
+    GateFacts primary_facts = {};
+    GateSums primary_sums = sums;
+    PrimarySums primary = {};
+    if (groups) {
+        primary_facts =
+            gate_facts(gate_level(context, true).config, args.weights, args.training, CUMOE_NOISE_PRIMARY);
+        primary_sums.importance = scratch.groups.importance;
+        primary_sums.every = primary_facts.smooth ? units(routing.primary_load) : nullptr;
+        primary_sums.count = reinterpret_cast<uint32_t *>(routing.primary_count);
+        primary = {c.num_groups, facts.num_experts, routing.primary_load, routing.primary_count};
+    }
+
     const cumoe_call_t given = {args.seed, args.offset, args.first_token, args.num_tokens};
     const unsigned blocks = static_cast<unsigned>((c.num_experts + kBeginThreads - 1) / kBeginThreads);
-    cudaError_t error = launch({dim3(blocks), dim3(kBeginThreads), stream}, gate_begin_kernel, given, args.call,
-                               args.num_tokens, args.routing.call, c.num_experts, sums);
+    cudaError_t error =
+        launch({dim3(blocks), dim3(kBeginThreads), stream}, gate_begin_kernel, given, args.call, args.num_tokens,
+               routing.call, c.num_experts, sums, primary.num_groups, primary_sums);
     if (error != cudaSuccess) return error;
     double *threshold_loss = nullptr;
-    if (c.gate == CUMOE_GATE_BALANCED)
+    if (c.gate == CUMOE_GATE_EXTERNAL)
+        error = route_external<Real>(context, args, sums, stream);
+    else if (c.gate == CUMOE_GATE_BALANCED)
         error = route_balanced<Real>(context, args, values, scratch, sums, &threshold_loss, stream);
+    else if (groups)
+        error =
+            route_groups<Real>(context, args, facts, primary_facts, values, scratch, sums, primary_sums, stream);
     else
-        error = c.gate == CUMOE_GATE_EXTERNAL ? route_external<Real>(context, args, sums, stream)
-                                              : route_learned<Real>(context, args, values, scratch, sums, stream);
+        error = route_tokens<Real>(context, args, facts, values, scratch, sums, stream);
     if (error != cudaSuccess) return error;
-    const GateOutputs out = {args.expert_count, args.importance,         args.load,         args.losses,
-                             args.statistics,   args.routing.importance, args.routing.load, threshold_loss};
+
+    const GateOutputs out = {args.expert_count,
+                             args.importance,
+                             args.load,
+                             args.losses,
+                             args.statistics,
+                             routing.importance,
+                             routing.load,
+                             shares ? reinterpret_cast<const int64_t *>(scratch.share) : nullptr,
+                             scratch.square,
+                             args.num_tokens,
+                             threshold_loss,
+                             primary,
+                             facts.smooth,
+                             primary_facts.smooth,
+                             c.gate != CUMOE_GATE_EXTERNAL};
     return launch({dim3(1), dim3(kSumThreads), stream, shared_bytes<SumArrays>()}, gate_finish_kernel<Real>,
-                  c.num_experts, gate_facts(c, args.training).smooth, c.gate != CUMOE_GATE_EXTERNAL, sums, out);
+                  c.num_experts, sums, out);
 }
 
 } // namespace

@@ -17,43 +17,6 @@ namespace
 constexpr int kListWarps = 32, kListThreads = kListWarps * kWarp;
 constexpr int kAddThreads = 256, kAddBlocksPerSm = 6;
 
-/* dCV^2 / dv_i = (2 n / S^2) ((v_i - mean) - mean CV^2), times the upstream gradient; 0 for a zero vector. */
-template <typename Real>
-__device__ __forceinline__ void cv2_gradient(const int64_t *sums, int32_t num_experts, double upstream,
-                                             const SumArrays &shared, Real *gradient)
-{
-    constexpr double unit = 1 / kFixedPoint<Real>;
-    const Balance balance = balance_of<Real>(sums, num_experts, shared);
-    const double mean = balance.mean, factor = mean > 0 ? upstream * 2 / (num_experts * mean * mean) : 0;
-    for (int32_t e = threadIdx.x; e < num_experts; e += kSumThreads)
-        gradient[e] =
-            static_cast<Real>(factor * ((static_cast<double>(sums[e]) * unit - mean) - mean * balance.cv2));
-}
-
-struct SumGradients {
-    int32_t num_experts;
-    const int64_t *importance, *load; // [E] fixed point
-    const void *loss_gradient;        // [CUMOE_NUM_LOSSES] gate type, or NULL: the next two
-    float importance_weight, load_weight;
-    bool smooth;
-    void *dimportance, *dload; // [E] gate type
-    int32_t *has_load;         // [1]
-};
-
-/* One block: gradients of the sums over the batch, and whether the load loss has any. */
-template <typename Real>
-__global__ void __launch_bounds__(kSumThreads, 1) gate_sum_gradients_kernel(SumGradients in)
-{
-    SharedArena arena;
-    const SumArrays shared(arena);
-    const Real *given = static_cast<const Real *>(in.loss_gradient);
-    const double importance = given ? static_cast<double>(given[CUMOE_LOSS_IMPORTANCE]) : in.importance_weight;
-    const double load = given ? static_cast<double>(given[CUMOE_LOSS_LOAD]) : in.load_weight;
-    cv2_gradient(in.importance, in.num_experts, importance, shared, static_cast<Real *>(in.dimportance));
-    cv2_gradient(in.load, in.num_experts, load, shared, static_cast<Real *>(in.dload));
-    if (threadIdx.x == 0) *in.has_load = load != 0 && in.smooth;
-}
-
 struct ListArrays {
     uint32_t *warp_count; // [kListWarps]
     __host__ __device__ explicit ListArrays(SharedArena &arena) : warp_count(arena.take<uint32_t>(kListWarps)) {}
@@ -103,72 +66,105 @@ __global__ void __launch_bounds__(kAddThreads, kAddBlocksPerSm)
     }
 }
 
-/* The gradients of a block's logits as a factor: half 0 = clean, 1 = raw, lines are tokens or experts. */
-Operand dlogits(const cumoe_config_t &c, const GateFacts &facts, const GateScratch &scratch, int half,
-                bool lines_are_tokens)
+/* dx_gate of tokens, a piece of its columns: the gradients of their choices' rows are added in the order of
+ * choices. */
+struct PieceOfRows {
+    const cumoe_call_t *call;
+    int64_t num_tokens;        // T
+    int32_t top_k_groups;      // K1
+    const int32_t *choice_row; // [T, K1], -1 = none
+    const void *piece;         // [rows, columns]
+    int64_t first, columns;    // of H
+    void *dx_gate;             // [T, H]
+    int64_t hidden_size;       // H
+};
+template <typename Real>
+__global__ void __launch_bounds__(kAddThreads, kAddBlocksPerSm) gate_add_rows_kernel(PieceOfRows in)
 {
-    const cumoe_dtype_t dtype = cumoe__gate_dtype(&c);
-    const size_t skip = static_cast<size_t>(half) * static_cast<size_t>(c.num_experts) * cumoe__dtype_size(dtype);
-    const void *data = static_cast<const char *>(scratch.logits) + skip;
-    return {data, dtype, 0, lines_are_tokens ? facts.columns : 1, lines_are_tokens ? 1 : facts.columns, nullptr};
+    const int64_t live = live_rows(in.call, 0, in.num_tokens);
+    const Real *const piece = static_cast<const Real *>(in.piece);
+    for (int64_t t = blockIdx.x; t < live; t += gridDim.x) {
+        Real *const to = static_cast<Real *>(in.dx_gate) + t * in.hidden_size + in.first;
+        for (int64_t column = threadIdx.x; column < in.columns; column += kAddThreads) {
+            Real sum = to[column];
+            for (int64_t choice = t * in.top_k_groups; choice < (t + 1) * in.top_k_groups; choice++) {
+                const int64_t row = in.choice_row[choice];
+                if (row >= 0) sum += piece[row * in.columns + column];
+            }
+            to[column] = sum;
+        }
+    }
 }
 
-/* dx_gate of the block = dclean w_gate, + draw w_noise. */
+/* The gradients of logits as a factor: half 0 = clean, 1 = raw, lines are rows or experts. */
+Operand dlogits(const cumoe_config_t &c, const RowGradients &in, int half, bool lines_are_rows)
+{
+    const cumoe_dtype_t dtype = cumoe__gate_dtype(&c);
+    const size_t skip =
+        static_cast<size_t>(half) * static_cast<size_t>(in.gate.num_experts) * cumoe__dtype_size(dtype);
+    const void *data = static_cast<const char *>(in.logits) + skip;
+    const int64_t columns = in.gate.columns;
+    return {data, dtype, 0, lines_are_rows ? columns : 1, lines_are_rows ? 1 : columns, nullptr};
+}
+
+/* to [rows, COLUMNS] = dclean w_gate, + draw w_noise, of the columns of H from FIRST on. */
 cudaError_t input_gradient(const cumoe_context_t &context, const cumoe_gate_backward_args_t &args,
-                           const GradientTokens &tokens, const GateScratch &scratch, cudaStream_t stream)
+                           const RowGradients &in, int64_t first, int64_t columns, void *to, cudaStream_t stream)
 {
     const cumoe_config_t &c = context.config;
-    const int64_t H = c.hidden_size;
-    const cumoe_dtype_t dtype = args.weights->gate_dtype, real = cumoe__gate_dtype(&c);
+    const int64_t H = c.hidden_size, group = in.gate.num_experts * H;
+    const cumoe_dtype_t dtype = args.weights->gate_dtype;
+    const size_t skip = static_cast<size_t>(first) * cumoe__dtype_size(dtype);
+    const void *const matrices[2] = {args.weights->w_gate, args.weights->w_noise};
     RowsProduct product = {};
     product.parts = 1;
-    product.terms = tokens.gate.noise ? 2 : 1;
-    product.n = H;
-    product.k = c.num_experts;
-    product.a[0] = dlogits(c, tokens.gate, scratch, 0, true);
-    product.a[1] = dlogits(c, tokens.gate, scratch, 1, true);
-    product.b[0] = {args.weights->w_gate, dtype, 0, 1, H, nullptr};
-    product.b[1] = {args.weights->w_noise, dtype, 0, 1, H, nullptr};
-    product.call = tokens.call;
-    product.first_token = tokens.first;
-    product.max_rows = tokens.tokens;
-    product.groups = 1;
+    product.terms = in.gate.noise ? 2 : 1;
+    product.n = columns;
+    product.k = in.gate.num_experts;
+    for (int half = 0; half < product.terms; half++) {
+        product.a[half] = dlogits(c, in, half, true);
+        product.b[half] = {static_cast<const char *>(matrices[half]) + skip, dtype, group, 1, H, nullptr};
+    }
+    walk_over(in.rows, &product);
     StoreRows store = {};
-    store.c = static_cast<char *>(args.dx_gate) + static_cast<size_t>(tokens.first * H) * cumoe__dtype_size(real);
-    store.dtype = real;
-    store.row_stride = H;
+    store.c = to;
+    store.dtype = cumoe__gate_dtype(&c);
+    store.row_stride = columns;
     return exact_rows_product(context, product, store, stream);
 }
 
-/* One of them: dw += dlogits^T x of the block; the first block of a WRITE begins from 0. */
+/* One of them: dw += dlogits^T x of the rows; the first rows of a WRITE begin from 0. What is cut into groups of
+ * rows has a matrix for each: those of a level, or slices of tokens, which are added up. */
 template <typename Real>
 cudaError_t weight_gradient(const cumoe_context_t &context, const cumoe_gate_backward_args_t &args,
-                            const GradientTokens &tokens, const GateScratch &scratch, int32_t slices, int half,
+                            const RowGradients &in, const GateScratch &scratch, int32_t slices, int half,
                             void *gradient, cudaStream_t stream)
 {
     const cumoe_config_t &c = context.config;
-    const size_t skip = static_cast<size_t>(tokens.first * args.x_stride) * cumoe__dtype_size(c.dtype);
-    const bool add = tokens.first > 0 || args.gradient_mode == CUMOE_GRADIENT_ADD;
-    const int64_t elements = static_cast<int64_t>(c.num_experts) * c.hidden_size;
+    const GateRows &rows = in.rows;
+    const size_t skip = static_cast<size_t>(rows.first * args.x_stride) * cumoe__dtype_size(c.dtype);
+    const bool add = rows.first > 0 || args.gradient_mode == CUMOE_GRADIENT_ADD;
+    const int64_t elements = static_cast<int64_t>(in.gate.num_experts) * c.hidden_size;
     DepthProduct product = {};
-    product.m = c.num_experts;
+    product.m = in.gate.num_experts;
     product.n = c.hidden_size;
-    product.a = dlogits(c, tokens.gate, scratch, half, false);
-    product.b = {static_cast<const char *>(args.x) + skip, c.dtype, 0, 1, args.x_stride, nullptr};
-    if (tokens.token_mask) product.a.index = product.b.index = scratch.counted;
-    product.groups = slices;
+    product.a = dlogits(c, in, half, false);
+    product.b = {static_cast<const char *>(args.x) + skip, c.dtype, 0, 1, args.x_stride, rows.choices.row_token};
+    if (rows.token_mask) product.a.index = product.b.index = scratch.counted;
+    product.groups = slices > 1 ? slices : rows.groups;
     product.c = slices > 1 ? scratch.slice : gradient;
     product.c_dtype = slices > 1 ? cumoe__gate_dtype(&c) : args.gradients->gate_dtype;
     product.c_group_stride = elements;
     product.c_row_stride = c.hidden_size;
     product.c_col_stride = 1;
     product.add = slices == 1 && add;
-    if (slices > 1 || tokens.token_mask) {
+    if (slices > 1 || rows.token_mask) {
         product.offset = scratch.offset;
     } else {
-        product.call = tokens.call;
-        product.first_token = tokens.first;
-        product.max_rows = tokens.tokens;
+        product.offset = rows.choices.offset;
+        product.call = rows.call;
+        product.first_token = rows.first;
+        product.max_rows = rows.count;
     }
     const cudaError_t error = exact_depth_product(context, product, stream);
     if (error != cudaSuccess || slices == 1) return error;
@@ -182,34 +178,33 @@ cudaError_t weight_gradient(const cumoe_context_t &context, const cumoe_gate_bac
 /* dw_gate from the clean half, dw_noise from the raw one. */
 template <typename Real>
 cudaError_t weight_gradients(const cumoe_context_t &context, const cumoe_gate_backward_args_t &args,
-                             const GradientTokens &tokens, const GateScratch &scratch, cudaStream_t stream)
+                             const RowGradients &in, const GateScratch &scratch, cudaStream_t stream)
 {
-    void *const gradients[2] = {args.gradients->w_gate, tokens.gate.noise ? args.gradients->w_noise : nullptr};
+    void *const gradients[2] = {args.gradients->w_gate, in.gate.noise ? args.gradients->w_noise : nullptr};
     if (!gradients[0] && !gradients[1]) return cudaSuccess;
-    const int32_t slices = gate_slices(context.config, tokens.tokens);
-    if (slices > 1 || tokens.token_mask) {
+    const int32_t slices = in.rows.choices.offset ? 1 : gate_slices(context.config, in.rows.count);
+    if (slices > 1 || in.rows.token_mask) {
         const cudaError_t error = launch({dim3(1), dim3(kListThreads), stream, shared_bytes<ListArrays>()},
-                                         gate_list_kernel, tokens.token_mask, tokens.call, tokens.first,
-                                         tokens.tokens, slices, scratch.counted, scratch.offset);
+                                         gate_list_kernel, in.rows.token_mask, in.rows.call, in.rows.first,
+                                         in.rows.count, slices, scratch.counted, scratch.offset);
         if (error != cudaSuccess) return error;
     }
     for (int half = 0; half < 2; half++) {
         if (!gradients[half]) continue;
         const cudaError_t error =
-            weight_gradient<Real>(context, args, tokens, scratch, slices, half, gradients[half], stream);
+            weight_gradient<Real>(context, args, in, scratch, slices, half, gradients[half], stream);
         if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
 }
 
-/* WRITE leaves zeros in what no block writes: everything when there is no token, w_noise without noise. */
-cudaError_t clear_unwritten(const cumoe_config_t &c, const cumoe_gate_backward_args_t &args, int halves_written,
-                            cudaStream_t stream)
+/* WRITE leaves zeros in what no rows write: everything when there is no token, w_noise without noise. */
+cudaError_t clear_unwritten(const cumoe_gate_backward_args_t &args, int64_t rows, int64_t columns,
+                            const cumoe_weights_t &level, int halves_written, cudaStream_t stream)
 {
     if (args.gradient_mode != CUMOE_GRADIENT_WRITE) return cudaSuccess;
-    void *const gradients[2] = {args.gradients->w_gate, args.gradients->w_noise};
-    const size_t size = static_cast<size_t>(c.num_experts) * static_cast<size_t>(c.hidden_size) *
-                        cumoe__dtype_size(args.gradients->gate_dtype);
+    void *const gradients[2] = {level.w_gate, level.w_noise};
+    const size_t size = static_cast<size_t>(rows * columns) * cumoe__dtype_size(level.gate_dtype);
     for (int half = halves_written; half < 2; half++) {
         if (!gradients[half]) continue;
         const cudaError_t error = cudaMemsetAsync(gradients[half], 0, size, stream);
@@ -219,32 +214,109 @@ cudaError_t clear_unwritten(const cumoe_config_t &c, const cumoe_gate_backward_a
 }
 
 template <typename Real, int kTeamWarps>
-cudaError_t differentiate(const cumoe_context_t &context, const GradientTokens &tokens, cudaStream_t stream)
+cudaError_t differentiate_by(const cumoe_context_t &context, const RowGradients &in, cudaStream_t stream)
 {
     using Threads = Team<Real, kTeamWarps>;
-    return launch({gate_grid(context, tokens.tokens, true), dim3(Threads::kBlockThreads), stream,
-                   shared_bytes<RowArrays<Real, kTeamWarps>>(kRowsOfTeam, tokens.gate.quads)},
-                  gate_gradient_kernel<Real, kTeamWarps>, tokens);
+    return launch({gate_grid(context, in.rows.count, true), dim3(Threads::kBlockThreads), stream,
+                   shared_bytes<RowArrays<Real, kTeamWarps>>(kRowsOfTeam, in.gate.quads)},
+                  gate_gradient_kernel<Real, kTeamWarps>, in);
 }
 
-/* One block of tokens. */
+/* The logits of rows, again, and their gradients, and those of the matrices; the context is that of the level. */
 template <typename Real>
-cudaError_t run_block(const cumoe_context_t &context, const cumoe_gate_backward_args_t &args,
-                      const GradientTokens &tokens, const GateScratch &scratch, cudaStream_t stream)
+cudaError_t differentiate(const cumoe_context_t &context, const cumoe_gate_backward_args_t &args,
+                          const RowGradients &in, const GateScratch &scratch, cudaStream_t stream)
 {
     cudaError_t error = cudaSuccess;
-    if (tokens.gate.noise)
-        error = gate_logits(context, tokens.gate, *args.weights, args.x, args.x_stride, tokens.call, tokens.first,
-                            tokens.tokens, scratch.logits, stream);
+    if (in.gate.noise || in.gate.shares || in.rows.choices.offset)
+        error = gate_logits(context, in.gate, in.rows, *args.weights, args.x, args.x_stride, in.logits, stream);
     if (error != cudaSuccess) return error;
     if (context.config.gate == CUMOE_GATE_BALANCED)
-        error = balanced_gradient<Real>(context, tokens, args.routing.token_slot, stream);
+        error = balanced_gradient<Real>(context, in, args.routing.token_slot, stream);
     else
         error = context.config.num_experts <= kGateWarpExperts
-                    ? differentiate<Real, 1>(context, tokens, stream)
-                    : differentiate<Real, kGateTeamWarps>(context, tokens, stream);
-    if (error == cudaSuccess && args.dx_gate) error = input_gradient(context, args, tokens, scratch, stream);
-    if (error == cudaSuccess) error = weight_gradients<Real>(context, args, tokens, scratch, stream);
+                    ? differentiate_by<Real, 1>(context, in, stream)
+                    : differentiate_by<Real, kGateTeamWarps>(context, in, stream);
+    if (error == cudaSuccess) error = weight_gradients<Real>(context, args, in, scratch, stream);
+    return error;
+}
+
+/* A flat gate, or the first level of two as one: IN but for its rows. */
+template <typename Real>
+cudaError_t tokens_backward(const cumoe_context_t &context, const cumoe_gate_backward_args_t &args, RowGradients in,
+                            int64_t values, const GateScratch &scratch, cudaStream_t stream)
+{
+    const int64_t H = context.config.hidden_size, block = gate_block(context.config, args.num_tokens, values);
+    in.rows = {args.routing.call, args.token_mask, 0, 0, 1, {}, nullptr};
+    in.logits = scratch.logits;
+    in.scratch = scratch.rows;
+    in.expert = args.routing.expert;
+    in.weight = args.routing.weight;
+    for (int64_t first = 0; first < args.num_tokens; first += block) {
+        in.rows.first = first;
+        in.rows.count = args.num_tokens - first < block ? args.num_tokens - first : block;
+        cudaError_t error = differentiate<Real>(context, args, in, scratch, stream);
+        if (error == cudaSuccess && args.dx_gate)
+            error = input_gradient(context, args, in, 0, H, static_cast<Real *>(args.dx_gate) + first * H, stream);
+        if (error != cudaSuccess) return error;
+    }
+    return cudaSuccess;
+}
+
+/* The second level adds to dx_gate, some columns at a time. */
+template <typename Real>
+cudaError_t add_input_gradient(const cumoe_context_t &context, const cumoe_gate_backward_args_t &args,
+                               const RowGradients &in, const GroupScratch &scratch, cudaStream_t stream)
+{
+    const int64_t H = context.config.hidden_size;
+    PieceOfRows piece = {};
+    piece.call = args.routing.call;
+    piece.num_tokens = args.num_tokens;
+    piece.top_k_groups = context.config.top_k_groups;
+    piece.choice_row = scratch.choices.slot_row;
+    piece.piece = scratch.piece;
+    piece.dx_gate = args.dx_gate;
+    piece.hidden_size = H;
+    for (piece.first = 0; piece.first < H; piece.first += scratch.columns) {
+        piece.columns = H - piece.first < scratch.columns ? H - piece.first : scratch.columns;
+        cudaError_t error = input_gradient(context, args, in, piece.first, piece.columns, scratch.piece, stream);
+        if (error == cudaSuccess)
+            error = launch({resident_blocks(context, args.num_tokens, kAddBlocksPerSm), dim3(kAddThreads), stream},
+                           gate_add_rows_kernel<Real>, piece);
+        if (error != cudaSuccess) return error;
+    }
+    return cudaSuccess;
+}
+
+/* HIERARCHICAL, IN that of the second level but for its rows. These come first: their gradients are those of the
+ * primary weights as well. */
+template <typename Real>
+cudaError_t groups_backward(const cumoe_context_t &context, const cumoe_gate_backward_args_t &args, RowGradients in,
+                            const GateFacts &primary_facts, int64_t values, const GateScratch &scratch,
+                            cudaStream_t stream)
+{
+    cudaError_t error = sort_choices(context, args.num_tokens, args.routing, scratch.groups, &in.rows, stream);
+    if (error != cudaSuccess) return error;
+    in.logits = scratch.groups.logits;
+    in.scratch = scratch.groups.rows;
+    in.weight = args.routing.primary_weight;
+    in.dprimary = scratch.groups.dprimary;
+    error = differentiate<Real>(gate_level(context, false), args, in, scratch, stream);
+    if (error != cudaSuccess) return error;
+
+    const cumoe_weights_t weights = primary_weights(*args.weights), gradients = primary_weights(*args.gradients);
+    cumoe_gate_backward_args_t primary_args = args;
+    primary_args.weights = &weights;
+    primary_args.gradients = &gradients;
+    primary_args.routing = primary_routing(args.routing);
+    RowGradients primary = {};
+    primary.gate = primary_facts;
+    primary.dweight = scratch.groups.dprimary;
+    primary.dload = scratch.groups.dload;
+    primary.has_load = scratch.has_load + 1;
+    error = tokens_backward<Real>(gate_level(context, true), primary_args, primary, values, scratch, stream);
+    if (error == cudaSuccess && args.dx_gate)
+        error = add_input_gradient<Real>(context, args, in, scratch.groups, stream);
     return error;
 }
 
@@ -253,46 +325,49 @@ cudaError_t run_gate_backward(const cumoe_context_t &context, const cumoe_gate_b
                               int64_t values, cudaStream_t stream)
 {
     const cumoe_config_t &c = context.config;
+    const bool groups = c.gate == CUMOE_GATE_HIERARCHICAL;
     const GateScratch scratch = gate_scratch(context, args.num_tokens, true, args.workspace, values);
-    GradientTokens tokens = {};
-    tokens.gate = gate_facts(c, args.training);
-    tokens.call = args.routing.call;
-    tokens.token_mask = args.token_mask;
-    tokens.logits = scratch.logits;
-    tokens.rows = scratch.rows;
-    tokens.expert = args.routing.expert;
-    tokens.weight = args.routing.weight;
-    tokens.dweight = args.dweight;
-    tokens.dimportance = scratch.dimportance;
-    tokens.dload = scratch.dload;
-    tokens.has_load = scratch.has_load;
+    GateFacts primary = {};
+    if (groups)
+        primary = gate_facts(gate_level(context, true).config, args.weights, args.training, CUMOE_NOISE_PRIMARY);
+    RowGradients in = {};
+    in.gate = gate_facts(groups ? gate_level(context, false).config : c, args.weights, args.training);
+    in.dweight = args.dweight;
+    in.dimportance = scratch.dimportance;
+    in.dload = scratch.dload;
+    in.has_load = scratch.has_load;
+    in.dz = scratch.dz;
 
-    const int halves = tokens.gate.noise ? 2 : 1;
-    cudaError_t error = clear_unwritten(c, args, args.num_tokens > 0 ? halves : 0, stream);
+    const int halves = args.num_tokens == 0 ? 0 : in.gate.noise ? 2 : 1;
+    cudaError_t error = clear_unwritten(args, c.num_experts, c.hidden_size, *args.gradients, halves, stream);
+    if (error == cudaSuccess && groups)
+        error =
+            clear_unwritten(args, c.num_groups, c.hidden_size, primary_weights(*args.gradients), halves, stream);
     if (error == cudaSuccess && c.gate == CUMOE_GATE_BALANCED)
         error = balanced_thresholds<Real>(context, args, stream);
     if (error != cudaSuccess || args.num_tokens == 0) return error;
-    const SumGradients sums = {c.num_experts,
-                               args.routing.importance,
-                               args.routing.load,
-                               args.loss_gradient,
-                               c.loss_weight[CUMOE_LOSS_IMPORTANCE],
-                               c.loss_weight[CUMOE_LOSS_LOAD],
-                               tokens.gate.smooth,
-                               scratch.dimportance,
-                               scratch.dload,
-                               scratch.has_load};
+    SumGradients sums = {};
+    sums.num_experts = c.num_experts;
+    sums.tokens = args.routing.tokens;
+    sums.importance = args.routing.importance;
+    sums.load = args.routing.load;
+    sums.loss_gradient = args.loss_gradient;
+    memcpy(sums.loss_weight, c.loss_weight, sizeof sums.loss_weight);
+    if (groups)
+        sums.primary = {c.num_groups, in.gate.num_experts, args.routing.primary_load, args.routing.primary_count};
+    sums.smooth = in.gate.smooth;
+    sums.primary_smooth = primary.smooth;
+    sums.shares = in.gate.shares;
+    sums.dimportance = scratch.dimportance;
+    sums.dload = scratch.dload;
+    sums.dprimary = scratch.groups.dload;
+    sums.has_load = scratch.has_load;
+    sums.dz = scratch.dz;
     error = launch({dim3(1), dim3(kSumThreads), stream, shared_bytes<SumArrays>()}, gate_sum_gradients_kernel<Real>,
                    sums);
     if (error != cudaSuccess) return error;
-    const int64_t block = gate_block(c, args.num_tokens, values);
-    for (int64_t first = 0; first < args.num_tokens; first += block) {
-        tokens.first = first;
-        tokens.tokens = args.num_tokens - first < block ? args.num_tokens - first : block;
-        error = run_block<Real>(context, args, tokens, scratch, stream);
-        if (error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
+    return groups ? groups_backward<Real>(context, args, in, primary, values, scratch, stream)
+                  : tokens_backward<Real>(context, args, in, values, scratch, stream);
 }
 
 } // namespace

@@ -14,31 +14,31 @@ constexpr int kWarps = 8, kThreads = kWarps * kWarp, kBlocksPerSm = 6;
 /* A warp for each token: zeros, and the gradients of the experts that took it. */
 template <typename Real>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    balanced_gradient_kernel(GradientTokens tokens, const int32_t *token_slot)
+    balanced_gradient_kernel(RowGradients in, const int32_t *token_slot)
 {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const int64_t live = live_rows(tokens.call, tokens.first, tokens.tokens), E = tokens.gate.num_experts;
-    const Real *weight = static_cast<const Real *>(tokens.weight);
-    const Real *dweight = static_cast<const Real *>(tokens.dweight);
-    const Real *dimportance = static_cast<const Real *>(tokens.dimportance);
+    const int64_t live = live_rows(in.rows.call, in.rows.first, in.rows.count), E = in.gate.num_experts;
+    const Real *weight = static_cast<const Real *>(in.weight);
+    const Real *dweight = static_cast<const Real *>(in.dweight);
+    const Real *dimportance = static_cast<const Real *>(in.dimportance);
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + warp; i < live;
          i += static_cast<int64_t>(gridDim.x) * kWarps) {
-        Real *row = static_cast<Real *>(tokens.logits) + i * E;
+        Real *row = static_cast<Real *>(in.logits) + i * E;
         for (int64_t e = lane; e < E; e += kWarp) row[e] = 0;
         sync_warp(); // other lanes write to it
 
         // One chain in the order of slots, as everywhere.
-        const int64_t begin = token_slot[tokens.first + i], end = token_slot[tokens.first + i + 1];
+        const int64_t begin = token_slot[in.rows.first + i], end = token_slot[in.rows.first + i + 1];
         Real mean = 0;
         for (int64_t first = begin; first < end; first += kWarp) {
             const int64_t slot = first + lane;
-            const int32_t e = slot < end ? tokens.expert[slot] : -1;
+            const int32_t e = slot < end ? in.expert[slot] : -1;
             const Real term = e >= 0 ? weight[slot] * (dweight[slot] + dimportance[e]) : 0;
             const int64_t left = end - first;
             for (int l = 0; l < kWarp && l < left; l++) mean += shuffle(kFullMask, term, l);
         }
         for (int64_t slot = begin + lane; slot < end; slot += kWarp) {
-            const int32_t e = tokens.expert[slot];
+            const int32_t e = in.expert[slot];
             if (e >= 0) row[e] = weight[slot] * (dweight[slot] + dimportance[e] - mean);
         }
     }
@@ -60,12 +60,12 @@ __global__ void __launch_bounds__(kThreads)
 } // namespace
 
 template <typename Real>
-cudaError_t balanced_gradient(const cumoe_context_t &context, const GradientTokens &tokens,
-                              const int32_t *token_slot, cudaStream_t stream)
+cudaError_t balanced_gradient(const cumoe_context_t &context, const RowGradients &in, const int32_t *token_slot,
+                              cudaStream_t stream)
 {
     return launch(
-        {resident_blocks(context, (tokens.tokens + kWarps - 1) / kWarps, kBlocksPerSm), dim3(kThreads), stream},
-        balanced_gradient_kernel<Real>, tokens, token_slot);
+        {resident_blocks(context, (in.rows.count + kWarps - 1) / kWarps, kBlocksPerSm), dim3(kThreads), stream},
+        balanced_gradient_kernel<Real>, in, token_slot);
 }
 
 template <typename Real>
@@ -82,9 +82,9 @@ cudaError_t balanced_thresholds(const cumoe_context_t &context, const cumoe_gate
                   static_cast<Real *>(args.gradients->thresholds));
 }
 
-template cudaError_t balanced_gradient<float>(const cumoe_context_t &, const GradientTokens &, const int32_t *,
+template cudaError_t balanced_gradient<float>(const cumoe_context_t &, const RowGradients &, const int32_t *,
                                               cudaStream_t);
-template cudaError_t balanced_gradient<double>(const cumoe_context_t &, const GradientTokens &, const int32_t *,
+template cudaError_t balanced_gradient<double>(const cumoe_context_t &, const RowGradients &, const int32_t *,
                                                cudaStream_t);
 template cudaError_t balanced_thresholds<float>(const cumoe_context_t &, const cumoe_gate_backward_args_t &,
                                                 cudaStream_t);

@@ -8,8 +8,8 @@ namespace cumoe
 
 /* The gradients of the logits of a block of tokens, whose slots are token_slot [T + 1]. */
 template <typename Real>
-cudaError_t balanced_gradient(const cumoe_context_t &context, const GradientTokens &tokens,
-                              const int32_t *token_slot, cudaStream_t stream);
+cudaError_t balanced_gradient(const cumoe_context_t &context, const RowGradients &in, const int32_t *token_slot,
+                              cudaStream_t stream);
 
 /* Those of the thresholds. */
 template <typename Real>

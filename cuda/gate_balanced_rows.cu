@@ -128,8 +128,9 @@ cudaError_t balanced_rows(const cumoe_context_t &context, const cumoe_gate_args_
     const int64_t block = gate_block(context.config, args.num_tokens, values);
     for (int64_t first = 0; first < args.num_tokens; first += block) {
         const int64_t tokens = args.num_tokens - first < block ? args.num_tokens - first : block;
-        cudaError_t error = gate_logits(context, gate_facts(context.config, args.training), *args.weights, args.x,
-                                        args.x_stride, balanced.call, first, tokens, logits, stream);
+        const GateRows rows = {balanced.call, args.token_mask, first, tokens, 1, {}, nullptr};
+        cudaError_t error = gate_logits(context, gate_facts(context.config, args.weights, args.training), rows,
+                                        *args.weights, args.x, args.x_stride, logits, stream);
         if (error != cudaSuccess) return error;
         error = launch({resident_blocks(context, (tokens + kGroupTokens - 1) / kGroupTokens, kBlocksPerSm),
                         dim3(kThreads), stream, shared_bytes<RowsArrays<Real>>()},

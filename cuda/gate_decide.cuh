@@ -1,4 +1,4 @@
-/* What a token's row of logits, or the caller, decides: choices, weights, and their part of the sums. */
+/* What a row of logits decides: choices, weights, and their part of the sums. */
 #pragma once
 
 #include "cuda/gate_sums.cuh"
@@ -6,12 +6,12 @@
 namespace cumoe
 {
 
-constexpr int kSlotThreads = 256, kSlotBlocksPerSm = 6;
 constexpr int32_t kSharedSums = 2048; // experts at most whose sums a block collects before they go to memory
 
 /* Sums over tokens, [E] each: fixed point, rows, and counters [kGateCounters]. Integers, so the order is free. */
 struct GateSums {
-    uint64_t *importance, *load;
+    uint64_t *importance;
+    uint64_t *every; // to which every expert of a token adds: load, or shares, or importance once more; may be NULL
     uint32_t *count;
     uint64_t *counter;
     uint64_t *tokens; // [1]
@@ -39,7 +39,7 @@ struct SharedSums {
         if (!kept) return device;
         for (int32_t e = threadIdx.x; e < num_experts; e += blockDim.x) importance[e] = count[e] = 0;
         sync_threads();
-        return {importance, device.load, count, device.counter, device.tokens};
+        return {importance, device.every, count, device.counter, device.tokens};
     }
     __device__ __forceinline__ void end(const GateSums &device, int32_t num_experts) const
     {
@@ -57,7 +57,7 @@ __device__ __forceinline__ uint64_t fixed_point(Real value)
     return static_cast<uint64_t>(static_cast<int64_t>(static_cast<double>(value) * kFixedPoint<Real> + 0.5));
 }
 
-/* The sum to which every expert of every token adds: the smooth load, or the importance of the dense gate. One
+/* The sum to which every expert of every token adds: the smooth load, the importance of the dense gate, or p. One
  * thread of a team adds for an expert, so where experts are few a team has sums of its own, and needs no atomics:
  * in shared memory those of 64 bits are a loop of others. */
 template <typename Real, int kTeamWarps>
@@ -88,6 +88,16 @@ struct OwnSums {
         else if (added)
             atomic_add(&device[expert], added);
     }
+    /* By a team whose next row is another group's; DEVICE [B] is that of the last. */
+    __device__ __forceinline__ void leave(const GateFacts &gate, const Threads &team, uint64_t *device) const
+    {
+        if (gate.num_experts > kSharedSums) return;
+        for_own_experts(gate, team, [&](int32_t e) {
+            uint64_t &sum = at(gate, team.index, e);
+            if (sum) atomic_add(&device[e], sum);
+            sum = 0;
+        });
+    }
     /* By the whole block, behind a barrier. */
     __device__ __forceinline__ void end(const GateFacts &gate, uint64_t *device) const
     {
@@ -100,38 +110,41 @@ struct OwnSums {
     }
 };
 
-/* A block of tokens to decide. */
-struct GateTokens {
+/* Rows to decide. */
+struct Decisions {
     GateFacts gate;
-    const cumoe_call_t *call;
-    const uint8_t *token_mask; // [T] or NULL
-    int64_t first, tokens;     // of T
-    const void *logits;        // [tokens, columns]
-    void *rows;                // see GateScratch
-    int32_t *expert;           // [T, K]
-    void *weight;              // [T, K]
+    GateRows rows;
+    const void *logits;         // [rows, columns]
+    void *scratch;              // rows of GateScratch
+    int32_t *expert;            // [T, K], of choices [T, K1, K2]
+    void *weight;               // the same
+    const void *primary_weight; // [T, K1], where rows are choices
+    void *square;               // [T] gate type: of the z loss; NULL: the losses of shares are not wanted
+    int32_t all_experts;        // of all groups, as the sums have
     GateSums sums;
 };
 
-/* Softmax over the chosen logits (eq. 3): weights of one token, in the order of slots. */
+/* Softmax over the chosen logits (eq. 3), or their sigmoids: weights of one row, in the order of slots. ALL is what
+ * they are a part of, but for renormalized ones, where it is the sum of the chosen; FACTOR the weight of the row
+ * itself, FIRST its first expert. */
 template <typename Real, typename Team>
 __device__ __forceinline__ void write_topk(const GateFacts &gate, const Team &team, const GateRow<Real> &row,
+                                           const Real *logits, Real all, Real factor, int32_t first,
                                            int32_t *expert, Real *weight, const GateSums &sums)
 {
     const int32_t chosen = row.found < gate.top_k ? row.found : gate.top_k;
-    for (int32_t j = team.rank; j < chosen; j += Team::kThreads)
-        row.share[j] = real::exp(row.value[j] - row.value[0]);
-    team.sync();
-    Real sum = 0;
-    for (int32_t j = 0; j < chosen; j++) sum += row.share[j];
+    Real sum = sum_chosen(gate, team, row, logits, chosen);
+    if (gate.sigmoid) sum += static_cast<Real>(1e-20); // DeepSeek-V3's, for a sum that underflows
+    if (!gate.renormalize) sum = all;
     const Real none = chosen == 0 && row.unusable ? static_cast<Real>(NAN) : static_cast<Real>(0);
     for (int32_t j = team.rank; j < gate.top_k; j += Team::kThreads) {
-        const Real share = j < chosen ? row.share[j] / sum : none;
-        expert[j] = j < chosen ? row.best[j] : -1;
+        const Real share = j < chosen ? row.share[j] / sum * factor : none;
+        const int32_t e = j < chosen ? first + row.best[j] : -1;
+        expert[j] = e;
         weight[j] = share;
-        if (j >= chosen) continue;
-        atomic_add(&sums.importance[row.best[j]], fixed_point(share));
-        atomic_add(&sums.count[row.best[j]], 1u);
+        if (e < 0) continue;
+        atomic_add(&sums.importance[e], fixed_point(share));
+        atomic_add(&sums.count[e], 1u);
     }
 }
 
@@ -155,6 +168,19 @@ __device__ __forceinline__ void add_loads(const GateFacts &gate, const Team<Real
                 load_argument(logits[expert], threshold, noise_std(gate, logits[gate.num_experts + expert])));
         own.add(gate, team, expert, p, load);
     });
+}
+
+/* The Switch loss and the z loss: a token's shares are added to their sums, its square is the result. */
+template <typename Real, int kTeamWarps>
+__device__ __forceinline__ Real add_shares(const GateFacts &gate, const Team<Real, kTeamWarps> &team,
+                                           const GateRow<Real> &row, const Shares<Real> &shares,
+                                           const OwnSums<Real, kTeamWarps> &own, uint64_t *sums)
+{
+    if (row.found > 0)
+        for_own_experts(gate, team, [&](int32_t e) {
+            own.add(gate, team, e, share_of(row.noisy[place(gate, e)], shares), sums);
+        });
+    return shares.log_sum * shares.log_sum;
 }
 
 /* Softmax over all experts (eq. 2); expert e in slot e. The noisy row becomes that of the shares. */
@@ -184,7 +210,7 @@ __device__ __forceinline__ bool write_softmax(const GateFacts &gate, const Team<
     for_own_experts(gate, team, [&](int32_t e) {
         const Real share = none ? nothing : row.noisy[place(gate, e)] / sum;
         weight[e] = share;
-        if (!none) own.add(gate, team, e, share, sums.importance);
+        if (!none) own.add(gate, team, e, share, sums.every);
     });
     return !none;
 }
@@ -194,53 +220,74 @@ struct DecideArrays {
     RowArrays<Real, kTeamWarps> row;
     SharedSums sums;
     OwnSums<Real, kTeamWarps> own;
-    __host__ __device__ DecideArrays(SharedArena &arena, int32_t num_experts, int32_t quads)
-        : row(arena, 1, quads), sums(arena, num_experts), own(arena, num_experts, quads)
+    __host__ __device__ DecideArrays(SharedArena &arena, int32_t all_experts, int32_t num_experts, int32_t quads)
+        : row(arena, 1, quads), sums(arena, all_experts), own(arena, num_experts, quads)
     {
     }
 };
 
-/* A team for each token: choices, weights, and its part of the sums. */
+/* A team for each row: choices, weights, and its part of the sums. */
 template <typename Real, int kTeamWarps>
 __global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads,
                                   gate_blocks_per_sm(kTeamWarps, sizeof(Real), false))
-    gate_decide_kernel(GateTokens tokens)
+    gate_decide_kernel(Decisions in)
 {
     using Threads = Team<Real, kTeamWarps>;
-    const GateFacts &gate = tokens.gate;
+    const GateFacts &gate = in.gate;
     SharedArena arena;
-    const DecideArrays<Real, kTeamWarps> shared(arena, gate.num_experts, gate.quads);
+    const DecideArrays<Real, kTeamWarps> shared(arena, in.all_experts, gate.num_experts, gate.quads);
     const Threads team(shared.row.team);
-    GateRow<Real> row = shared.row.of(team, 1, gate.quads, static_cast<Real *>(tokens.rows));
-    const GateSums sums = shared.sums.begin(tokens.sums, gate.num_experts);
+    GateRow<Real> row = shared.row.of(team, 1, gate.quads, static_cast<Real *>(in.scratch));
+    const GateSums sums = shared.sums.begin(in.sums, in.all_experts);
     shared.own.begin(gate, team);
-    const cumoe_call_t call = *tokens.call;
-    uint64_t counted = 0, nan_logits = 0, nan_tokens = 0;
+    const cumoe_call_t call = *in.rows.call;
+    Real *const square = static_cast<Real *>(in.square);
+    const bool of_tokens = !in.rows.choices.offset;
+    uint32_t counted = 0, nan_tokens = 0;
+    uint64_t nan_logits = 0;
 
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * Threads::kTeams + team.index; i < tokens.tokens;
-         i += static_cast<int64_t>(gridDim.x) * Threads::kTeams) {
-        const int64_t token = tokens.first + i;
-        int32_t *expert = tokens.expert + token * gate.top_k;
-        Real *weight = static_cast<Real *>(tokens.weight) + token * gate.top_k;
+    // Neighbouring rows, below 2^31, are a team's: few of them change the group.
+    const uint32_t rows = static_cast<uint32_t>(of_tokens ? in.rows.count : in.rows.choices.offset[in.rows.groups]);
+    const uint32_t teams = gridDim.x * Threads::kTeams, share = (rows + teams - 1) / teams;
+    const uint32_t begin = (blockIdx.x * Threads::kTeams + static_cast<uint32_t>(team.index)) * share;
+    int32_t first = 0; // expert of the group
+    for (uint32_t i = begin; i < rows && i < begin + share; i++) {
+        const RowOwner owner = owner_of(in.rows, i);
+        int32_t *expert = in.expert + owner.choice * gate.top_k;
+        Real *weight = static_cast<Real *>(in.weight) + owner.choice * gate.top_k;
 
         // Slots that are not routed: masked tokens, and rows beyond the live ones.
-        if (token >= call.live_tokens || !token_counts(tokens.token_mask, token)) {
+        if (owner.token >= call.live_tokens || !token_counts(in.rows.token_mask, owner.token)) {
             for (int32_t j = team.rank; j < gate.top_k; j += Threads::kThreads) {
                 expert[j] = -1;
                 weight[j] = 0;
             }
+            if (square && team.rank == 0) square[owner.token] = 0;
             continue;
+        }
+        if (owner.group * gate.num_experts != first) {
+            if (gate.smooth) shared.own.leave(gate, team, in.sums.every + first);
+            first = owner.group * gate.num_experts;
         }
 
         // The choice, its weights, and the chance that every expert had.
-        const Real *logits = static_cast<const Real *>(tokens.logits) + i * gate.columns;
-        decide_row(gate, call, token, logits, team, row);
+        const Real *logits = static_cast<const Real *>(in.logits) + static_cast<int64_t>(i) * gate.columns;
+        decide_row(gate, call, owner, logits, team, row);
         bool routed = row.found > 0;
-        if (gate.dense)
+        if (gate.dense) {
             routed = write_softmax(gate, team, row, expert, weight, shared.own, sums);
-        else
-            write_topk(gate, team, row, expert, weight, sums);
-        if (gate.smooth) add_loads(gate, team, row, logits, shared.own, sums.load);
+        } else {
+            Shares<Real> shares = {};
+            if (square || !gate.renormalize) shares = sum_shares(gate, team, logits, row.noisy, row.share);
+            const Real factor = of_tokens ? 1 : static_cast<const Real *>(in.primary_weight)[owner.choice];
+            write_topk(gate, team, row, logits, gate.sigmoid ? 1 : shares.exps, factor, first, expert, weight,
+                       sums);
+            if (square) {
+                const Real z = add_shares(gate, team, row, shares, shared.own, sums.every);
+                if (team.rank == 0) square[owner.token] = z;
+            }
+        }
+        if (gate.smooth) add_loads(gate, team, row, logits, shared.own, sums.every + first);
         counted++;
         nan_logits += row.unusable;
         nan_tokens += !routed && row.unusable;
@@ -249,64 +296,16 @@ __global__ void __launch_bounds__(Team<Real, kTeamWarps>::kBlockThreads,
 
     // From the block to the device.
     if (team.rank == 0) {
-        atomic_add(tokens.sums.tokens, counted);
-        atomic_add(&tokens.sums.counter[kNanLogits], nan_logits);
-        atomic_add(&tokens.sums.counter[kNanTokens], nan_tokens);
-    }
-    sync_threads(); // the sums of all teams are there
-    shared.sums.end(tokens.sums, gate.num_experts);
-    if (gate.dense || gate.smooth) shared.own.end(gate, gate.dense ? tokens.sums.importance : tokens.sums.load);
-}
-
-/* EXTERNAL: the caller's choices. */
-struct ExternalSlots {
-    int32_t num_experts;
-    uint32_t top_k;
-    const cumoe_call_t *call;
-    const uint8_t *token_mask; // [T] or NULL
-    uint32_t slots;            // T * K, below 2^31
-    const void *index;         // [T, K]
-    cumoe_dtype_t index_dtype;
-    const void *index_weight; // [T, K]
-    cumoe_dtype_t index_weight_dtype;
-    int32_t *expert; // [T, K]
-    void *weight;    // [T, K]
-    GateSums sums;
-};
-
-/* What is outside 0..E-1 is not routed, and its weight not looked at. */
-template <typename Real>
-__global__ void __launch_bounds__(kSlotThreads, kSlotBlocksPerSm) gate_external_kernel(ExternalSlots in)
-{
-    SharedArena arena;
-    const SharedSums shared(arena, in.num_experts);
-    const GateSums sums = shared.begin(in.sums, in.num_experts);
-    const int64_t live = in.call->live_tokens;
-    uint32_t tokens = 0, bad_indices = 0;
-    for (uint32_t slot = blockIdx.x * kSlotThreads + threadIdx.x; slot < in.slots;
-         slot += gridDim.x * kSlotThreads) {
-        const uint32_t token = slot / in.top_k;
-        int64_t e = -1;
-        if (token < live && token_counts(in.token_mask, token)) {
-            e = in.index_dtype == CUMOE_I64 ? static_cast<const int64_t *>(in.index)[slot]
-                                            : static_cast<const int32_t *>(in.index)[slot];
-            tokens += slot % in.top_k == 0;
+        atomic_add(&in.sums.counter[kNanLogits], nan_logits);
+        if (of_tokens) {
+            atomic_add(in.sums.tokens, uint64_t{counted});
+            atomic_add(&in.sums.counter[kNanTokens], uint64_t{nan_tokens});
         }
-        const bool routed = e >= 0 && e < in.num_experts;
-        bad_indices += e < -1 || e > in.num_experts;
-        in.expert[slot] = routed ? static_cast<int32_t>(e) : -1;
-        static_cast<Real *>(in.weight)[slot] =
-            routed ? load<Real>(in.index_weight, in.index_weight_dtype, slot) : static_cast<Real>(0);
-        if (routed) atomic_add(&sums.count[e], 1u);
     }
-    tokens = reduce_add(kFullMask, tokens);
-    bad_indices = reduce_add(kFullMask, bad_indices);
-    if (threadIdx.x % kWarp == 0) {
-        atomic_add(in.sums.tokens, static_cast<uint64_t>(tokens));
-        atomic_add(&in.sums.counter[kBadIndices], static_cast<uint64_t>(bad_indices));
-    }
-    sync_threads(); // the sums of all warps are there
-    shared.end(in.sums, in.num_experts);
+    if (gate.smooth && !of_tokens) shared.own.leave(gate, team, in.sums.every + first);
+    sync_threads(); // the sums of all teams are there
+    shared.sums.end(in.sums, in.all_experts);
+    if (in.sums.every && of_tokens) shared.own.end(gate, in.sums.every);
 }
 
 } // namespace cumoe

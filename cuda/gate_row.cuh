@@ -8,13 +8,15 @@
 #include "cuda/gate.cuh"
 #include "cuda/real.cuh"
 #include "cuda/shared.cuh"
-#include "host/philox.h"
 
 namespace cumoe
 {
 
 constexpr int kWarp = 32;
 constexpr int kListSize = CUMOE_MAX_TOP_K + 1; // choices, and the runner-up
+constexpr int kSumLanes = 16;                  // interleaved sums of a row, as on the CPU
+
+static_assert(kSumLanes <= kListSize, "the interleaved sums stand in the list of shares");
 
 template <typename Real>
 __device__ __forceinline__ Real infinity()
@@ -117,6 +119,18 @@ struct GateRow {
     uint32_t unusable; // NaN or +Inf in the row; among this thread's experts alone until decide_row() sums them
 };
 
+/* Whose a row of logits is. */
+struct RowOwner {
+    int64_t token, choice; // choice: of T, or of [T, K1]
+    int32_t group;         // whose experts it is about
+};
+__device__ __forceinline__ RowOwner owner_of(const GateRows &rows, int64_t row)
+{
+    if (!rows.choices.offset) return {rows.first + row, rows.first + row, 0};
+    const int32_t choice = rows.choices.row_slot[row];
+    return {rows.choices.row_token[row], choice, rows.group[choice]};
+}
+
 /* Whether a live token is no padding. */
 __device__ __forceinline__ bool token_counts(const uint8_t *token_mask, int64_t token)
 {
@@ -145,12 +159,20 @@ __device__ __forceinline__ Real noise_std(const GateFacts &gate, Real raw)
     return std < FLT_MIN ? static_cast<Real>(FLT_MIN) : std;
 }
 
-/* eps of eq. 4 for one expert. */
-__device__ __forceinline__ float noise_of(const GateFacts &gate, const cumoe_call_t &call, int64_t token,
+/* eps of eq. 4 for one expert; groups begin with a quad of their own. */
+__device__ __forceinline__ float noise_of(const GateFacts &gate, const cumoe_call_t &call, const RowOwner &owner,
                                           int32_t expert)
 {
-    return cumoe_noise_normal(call.seed, gate.noise_stream, call.offset, call.first_token + token, CUMOE_NOISE_FLAT,
-                              expert);
+    return cumoe_noise_normal(call.seed, gate.noise_stream, call.offset, call.first_token + owner.token,
+                              static_cast<int32_t>(gate.noise_level), 4 * owner.group * gate.quads + expert);
+}
+
+/* What an expert is chosen by, without noise: its logit, or the sigmoid of that and its bias. */
+template <typename Real>
+__device__ __forceinline__ Real score_of(const GateFacts &gate, int32_t expert, Real logit)
+{
+    if (!gate.sigmoid || !(logit < infinity<Real>() && logit > -infinity<Real>())) return logit;
+    return real::sigmoid(logit) + (gate.bias ? static_cast<const Real *>(gate.bias)[expert] : 0);
 }
 
 /* NaN and +Inf never win: they become -Inf, like what is masked. */
@@ -195,7 +217,7 @@ __device__ __forceinline__ void select_best(const GateFacts &gate, const Team &t
 
 /* From a row of logits, [E] clean and with noise [E] raw behind it, to the noisy logits and the best of them. */
 template <typename Real, typename Team>
-__device__ __forceinline__ void decide_row(const GateFacts &gate, const cumoe_call_t &call, int64_t token,
+__device__ __forceinline__ void decide_row(const GateFacts &gate, const cumoe_call_t &call, const RowOwner &owner,
                                            const Real *logits, const Team &team, GateRow<Real> &row)
 {
     row.unusable = 0;
@@ -204,8 +226,8 @@ __device__ __forceinline__ void decide_row(const GateFacts &gate, const cumoe_ca
         float normal[4] = {};
         if (gate.noise)
             cumoe_noise_normals(cumoe_noise_words(call.seed, gate.noise_stream, call.offset,
-                                                  call.first_token + token, CUMOE_NOISE_FLAT,
-                                                  static_cast<uint32_t>(quad)),
+                                                  call.first_token + owner.token, gate.noise_level,
+                                                  static_cast<uint32_t>(owner.group * gate.quads + quad)),
                                 normal);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -213,7 +235,7 @@ __device__ __forceinline__ void decide_row(const GateFacts &gate, const cumoe_ca
             if (expert >= gate.num_experts) continue;
             Real logit = logits[expert];
             if (gate.noise) logit = logit + normal[i] * noise_std(gate, logits[gate.num_experts + expert]);
-            put_noisy(gate, expert, logit, row);
+            put_noisy(gate, expert, score_of(gate, expert, logit), row);
         }
     }
     row.unusable = team.sum(row.unusable);
@@ -221,6 +243,37 @@ __device__ __forceinline__ void decide_row(const GateFacts &gate, const cumoe_ca
         team.sync();
     else
         select_best(gate, team, row);
+}
+
+/* The sum of a row, by all of the team: interleaved sums in a fixed order, as on the CPU. ROW was written before a
+ * barrier; LANES [kSumLanes] is memory of the team, and free again behind. */
+template <typename Real, typename Team>
+__device__ __forceinline__ Real row_sum(const GateFacts &gate, const Team &team, const Real *row, Real *lanes)
+{
+    if (team.rank < kSumLanes) {
+        Real sum = 0;
+        for (int32_t e = team.rank; e < gate.num_experts; e += kSumLanes) sum += row[place(gate, e)];
+        lanes[team.rank] = sum;
+    }
+    team.sync();
+    Real total = 0;
+    for (int lane = 0; lane < kSumLanes; lane++) total += lanes[lane];
+    team.sync(); // the lanes are read
+    return total;
+}
+
+/* What the weights of the first CHOSEN are shares of, before they are divided: exponentials, or sigmoids; they
+ * stand in row.share behind a barrier. Their sum, one chain in the order of slots. */
+template <typename Real, typename Team>
+__device__ __forceinline__ Real sum_chosen(const GateFacts &gate, const Team &team, const GateRow<Real> &row,
+                                           const Real *logits, int32_t chosen)
+{
+    for (int32_t j = team.rank; j < chosen; j += Team::kThreads)
+        row.share[j] = gate.sigmoid ? real::sigmoid(logits[row.best[j]]) : real::exp(row.value[j] - row.value[0]);
+    team.sync();
+    Real sum = 0;
+    for (int32_t j = 0; j < chosen; j++) sum += row.share[j];
+    return sum;
 }
 
 /* kth_excluding (eq. 9): a chosen expert must stay above the runner-up, the others above the last chosen one. */
@@ -242,6 +295,59 @@ __device__ __forceinline__ Real load_argument(Real clean, Real threshold, Real s
 {
     const Real z = (clean - threshold) / std;
     return z < -40 ? -40 : z > 40 ? 40 : z;
+}
+
+/* Sums over all usable experts of a token, which each has a share in: p of the Switch loss, and that of the z loss.
+ */
+template <typename Real>
+struct Shares {
+    Real largest; // logit, -Inf: none is usable, and the other numbers are 0
+    Real exps;    // sum of e^(logit - largest)
+    Real sum;     // of what p is a share of: the same, or of sigmoids
+    Real log_sum; // log of the sum of e^logit
+};
+
+/* The logit, or -Inf where the expert cannot be chosen. */
+template <typename Real>
+__device__ __forceinline__ Real usable_logit(const GateFacts &gate, int32_t expert, Real logit)
+{
+    const Real score = score_of(gate, expert, logit);
+    return score < infinity<Real>() && score > -infinity<Real>() ? logit : -infinity<Real>();
+}
+
+/* ROW [4, quads] and LANES are memory of the team. ROW becomes what p is a share of. */
+template <typename Real, typename Team>
+__device__ __forceinline__ Shares<Real> sum_shares(const GateFacts &gate, const Team &team, const Real *logits,
+                                                   Real *row, Real *lanes)
+{
+    Best<Real> mine = {-infinity<Real>(), kNobody};
+    for_own_experts(gate, team, [&](int32_t e) {
+        const Real logit = usable_logit(gate, e, logits[e]);
+        if (logit > mine.value) mine = {logit, e};
+    });
+    Shares<Real> shares = {team.best(mine).value, 0, 0, 0};
+    if (!(shares.largest > -infinity<Real>())) return shares; // the whole team
+    const auto sum_parts = [&](bool sigmoid) {
+        for_own_experts(gate, team, [&](int32_t e) {
+            const Real logit = usable_logit(gate, e, logits[e]);
+            Real value = 0;
+            if (logit > -infinity<Real>())
+                value = sigmoid ? real::sigmoid(logit) : real::exp(logit - shares.largest);
+            row[place(gate, e)] = value;
+        });
+        team.sync();
+        return row_sum(gate, team, row, lanes);
+    };
+    shares.sum = shares.exps = sum_parts(false);
+    if (gate.sigmoid) shares.sum = sum_parts(true);
+    shares.log_sum = shares.largest + static_cast<Real>(log(static_cast<double>(shares.exps)));
+    return shares;
+}
+
+template <typename Real>
+__device__ __forceinline__ Real share_of(Real part, const Shares<Real> &shares)
+{
+    return shares.sum > 0 ? part / shares.sum : 0;
 }
 
 /* Shared memory of a block that decides rows; ROWS of a team, in shared memory for teams of a warp alone. */

@@ -67,12 +67,12 @@ class Filler
     }
     void fill(uint32_t matrix, const cumoe_matrix_t &to, int64_t rows, int64_t cols, double std)
     {
-        if (!to.data || error_ != cudaSuccess) return;
-        const int64_t experts = context_.config.num_experts;
-        const int64_t quads = (rows * cols + kQuad - 1) / kQuad;
-        const dim3 blocks = resident_blocks(context_, (experts * quads + kThreads - 1) / kThreads, kBlocksPerSm);
-        error_ =
-            launch({blocks, kThreads, stream_}, fill_kernel, Filling{to, experts, rows, cols, std, seed_, matrix});
+        fill(matrix, to, context_.config.num_experts, rows, cols, std);
+    }
+    /* Contiguous [rows, cols]; rows are what is called experts elsewhere. */
+    void zero(void *data, cumoe_dtype_t dtype, int64_t rows, int64_t cols)
+    {
+        fill(MATRIX_GATE, {data, dtype, cols, cols, 1}, rows, 1, cols, 0);
     }
     cudaError_t error() const
     {
@@ -80,6 +80,14 @@ class Filler
     }
 
   private:
+    void fill(uint32_t matrix, const cumoe_matrix_t &to, int64_t experts, int64_t rows, int64_t cols, double std)
+    {
+        if (!to.data || error_ != cudaSuccess) return;
+        const int64_t quads = (rows * cols + kQuad - 1) / kQuad;
+        const dim3 blocks = resident_blocks(context_, (experts * quads + kThreads - 1) / kThreads, kBlocksPerSm);
+        error_ =
+            launch({blocks, kThreads, stream_}, fill_kernel, Filling{to, experts, rows, cols, std, seed_, matrix});
+    }
     const cumoe_context_t &context_;
     uint64_t seed_;
     cudaStream_t stream_;
@@ -97,7 +105,12 @@ cudaError_t weights_init(const cumoe_context_t &context, uint64_t seed, const cu
     const double up_std = 1 / std::sqrt(static_cast<double>(H)), down_std = 1 / std::sqrt(static_cast<double>(I));
     Filler filler(context, seed, stream);
     filler.fill(MATRIX_GATE, {weights.w_gate, weights.gate_dtype, H, H, 1}, 1, H, gate_std);
-    filler.fill(MATRIX_GATE, {weights.w_noise, weights.gate_dtype, H, H, 1}, 1, H, 0);
+    const cumoe_dtype_t gate = weights.gate_dtype, real = cumoe__gate_dtype(config);
+    filler.zero(weights.w_noise, gate, config->num_experts, H);
+    filler.zero(weights.w_gate_primary, gate, config->num_groups, H);
+    filler.zero(weights.w_noise_primary, gate, config->num_groups, H);
+    filler.zero(weights.thresholds, real, config->num_experts, 1);
+    filler.zero(weights.gate_bias, real, config->num_experts, 1);
     const int halves = cumoe__is_glu(config->activation) ? 2 : 1;
     for (int glu = 0; glu < halves; glu++) {
         const uint32_t matrix = glu ? MATRIX_GLU : MATRIX_UP;

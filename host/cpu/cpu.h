@@ -23,8 +23,9 @@ typedef struct cumoe_cpu_slots {
 
 static inline cumoe_cpu_slots_t cumoe__cpu_slots_of(const cumoe_config_t *c, const int32_t *token_slot, int64_t t)
 {
-    if (token_slot) return (cumoe_cpu_slots_t){token_slot[t], token_slot[t + 1]};
-    return (cumoe_cpu_slots_t){t * c->top_k, (t + 1) * c->top_k};
+    const cumoe_cpu_slots_t slots = {token_slot ? token_slot[t] : t * c->top_k,
+                                     token_slot ? token_slot[t + 1] : (t + 1) * c->top_k};
+    return slots;
 }
 
 size_t cumoe__cpu_gate_workspace(const cumoe_context_t *context, int64_t num_tokens);

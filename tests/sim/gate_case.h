@@ -16,6 +16,8 @@
 namespace gate_case
 {
 
+enum Scores { kPlain, kBiased, kBadlyBiased }; // gate_bias NULL, given, with NaN and infinities
+
 struct Case {
     const char *name;
     int64_t tokens, live; // of the call; live < 0 or > tokens: beyond the range
@@ -31,10 +33,32 @@ struct Case {
     bool optional = true;   // outputs that may be NULL are there
     bool gradients = true;  // so are dw_gate, dw_noise and dx_gate
     bool given_loss = true; // loss_gradient is there
+    Scores scores = kPlain; // of SIGMOID_TOPK
+    bool renormalize = true;
+    int32_t groups = 0, top_k_groups = 0; // of HIERARCHICAL
 };
 
+/* A case of SOFTMAX_TOPK or SIGMOID_TOPK. */
+constexpr Case with_shares(Case c, cumoe_gate_kind_t gate, bool renormalize, Scores scores = kPlain)
+{
+    c.gate = gate;
+    c.renormalize = renormalize;
+    c.scores = scores;
+    return c;
+}
+
+/* A case of HIERARCHICAL. */
+constexpr Case with_groups(Case c, int32_t groups, int32_t top_k_groups)
+{
+    c.gate = CUMOE_GATE_HIERARCHICAL;
+    c.groups = groups;
+    c.top_k_groups = top_k_groups;
+    return c;
+}
+
 constexpr cumoe_gate_kind_t kNoisy = CUMOE_GATE_NOISY_TOPK, kDense = CUMOE_GATE_SOFTMAX,
-                            kOutside = CUMOE_GATE_EXTERNAL;
+                            kOutside = CUMOE_GATE_EXTERNAL, kSoftmax = CUMOE_GATE_SOFTMAX_TOPK,
+                            kSigmoid = CUMOE_GATE_SIGMOID_TOPK, kGroups = CUMOE_GATE_HIERARCHICAL;
 constexpr cumoe_dtype_t kF32 = CUMOE_F32, kF64 = CUMOE_F64, kBf16 = CUMOE_BF16, kF16 = CUMOE_F16;
 
 constexpr uint64_t kSeed = 77, kOffset = 1234567890123u;
@@ -79,7 +103,8 @@ inline std::vector<double> decode(cumoe_dtype_t dtype, const std::vector<char> &
 struct Numbers {
     int64_t T, live, H, E, K, stride;
     std::vector<double> x, w_gate, w_noise, dweight, loss_gradient; // as their types keep them
-    std::vector<char> x_bytes, w_gate_bytes, w_noise_bytes, dweight_bytes, loss_bytes;
+    std::vector<char> w_gate_primary_bytes, w_noise_primary_bytes;
+    std::vector<char> x_bytes, w_gate_bytes, w_noise_bytes, bias_bytes, dweight_bytes, loss_bytes;
     std::vector<uint8_t> mask;
     std::vector<int64_t> index; // EXTERNAL
     std::vector<char> index_weight_bytes;
@@ -120,6 +145,20 @@ inline Numbers make_numbers(const Case &c, uint64_t seed)
         n.w_noise[static_cast<size_t>(n.E * n.H - 1)] = -INFINITY;
         for (int64_t h = 0; h < n.H; h++) n.w_noise[static_cast<size_t>(3 * n.H + h)] = -400; // std is clamped
     }
+    std::vector<double> primary =
+                            draw(static_cast<size_t>(c.groups * n.H), 1 / std::sqrt(static_cast<double>(n.H))),
+                        primary_noise = draw(primary.size(), 1 / std::sqrt(static_cast<double>(n.H)));
+    if (c.groups > 0 && c.hostile) primary[primary.size() / 2] = NAN;
+    n.w_gate_primary_bytes = encode(n.weight_dtype, primary);
+    n.w_noise_primary_bytes = encode(n.weight_dtype, primary_noise);
+    std::vector<double> bias = draw(static_cast<size_t>(n.E), 0.3);
+    if (c.scores == kBadlyBiased) {
+        bias[0] = INFINITY;
+        bias[static_cast<size_t>(n.E / 2)] = NAN;
+        bias[static_cast<size_t>(n.E - 1)] = -INFINITY;
+        if (n.E > 3) bias[1] = 50; // chosen whatever its sigmoid is
+    }
+    n.bias_bytes = encode(n.real, bias);
     // What is masked or not live may hold anything.
     for (int64_t t = 0; t < n.T; t++)
         if (t >= n.live || !n.mask[static_cast<size_t>(t)])
