@@ -2,7 +2,7 @@
  * against central differences of those loops. Both, and hostile numbers: bit for bit against the CPU backend. */
 #include "tests/sim/buffer.h"
 #include "tests/sim/check.h"
-#include "tests/sim/gate_case.h"
+#include "tests/sim/gate_cases.h"
 #include "tests/sim/simulator.h"
 
 #include <string>
@@ -15,98 +15,6 @@ using namespace gate_case;
 
 namespace
 {
-
-const Case kCases[] = {
-    {"no token", 0, 0, 8, 4, 2},
-    {"no live token", 5, -3, 8, 4, 2},
-    {"one token", 1, 1, 8, 4, 2},
-    {"one expert", 9, 9, 5, 1, 1},
-    {"one of everything", 1, 1, 1, 1, 1, kNoisy, kF64},
-    {"K = E", 20, 25, 7, 6, 6, kNoisy, kF64},
-    {"sizes off every tile", 70, 67, 37, 19, 3, kNoisy, kBf16, true, true, true},
-    {"blocks of tokens", 200, 190, 9, 5, 2, kNoisy, kF32, false, true, true, false, 1},
-    {"blocks in double", 140, 131, 5, 7, 3, kNoisy, kF64, false, true, true, false, 1, true},
-    {"a list of several rounds", 2300, 2290, 1, 3, 1, kNoisy, kF32, false, true, true},
-    {"slices without a list", 2100, 2060, 2, 2, 2, kDense, kF64, false, false, false, false, 1 << 24, true},
-    {"many choices", 6, 6, 11, 130, 64, kNoisy, kF32, false, true},
-    {"a block for each token", 5, 5, 6, 1030, 5, kNoisy, kF32, false, true, true},
-    {"a block, in double", 3, 3, 4, 1027, 2, kNoisy, kF64},
-    {"more experts than shared sums", 3, 2, 3, 2050, 3, kNoisy, kF16, true, true, false},
-    {"inference", 40, 40, 12, 10, 4, kNoisy, kF16, true, false, true, false, 1, true},
-    {"small tiles", 13, 13, 264, 20, 3},
-    {"small tiles of few rows", 6, 5, 132, 12, 2, kNoisy, kBf16, true},
-    {"small tiles by lines", 21, 19, 64, 136, 3, kNoisy, kF32, true, true, true, false, 1 << 24, true},
-    {"larger tiles", 70, 67, 100, 28, 4, kNoisy, kF16, true},
-    {"larger tiles by lines", 43, 43, 60, 36, 2, kNoisy, kF16, true, true, true},
-    {"larger tiles of inference", 67, 67, 64, 64, 4, kNoisy, kF32, false, false},
-    {"hostile, whole runs", 40, 40, 136, 8, 2, kNoisy, kBf16, true, true, true, true},
-    {"hostile", 90, 88, 6, 9, 2, kNoisy, kF32, false, true, true, true},
-    {"hostile inference", 60, 60, 6, 9, 3, kNoisy, kBf16, true, false, false, true},
-    {"hostile block", 6, 6, 3, 1026, 2, kNoisy, kF32, false, true, false, true},
-    {"dense", 33, 30, 10, 21, 21, kDense, kF64, false, true, true},
-    {"dense float", 33, 30, 10, 21, 21, kDense, kBf16, true, true, true},
-    {"dense hostile", 40, 40, 6, 9, 9, kDense, kF32, false, false, true, true, 1, true},
-    {"dense block", 3, 3, 2, 1029, 1029, kDense},
-    {"external", 300, 280, 4, 11, 3, kOutside, kF32, false, true, true},
-    {"external many", 90, 90, 4, 3000, 2, kOutside, kF16, true},
-    {"external double", 30, 30, 4, 5, 5, kOutside, kF64, false, false, true, false, 1, false, false},
-    {"nothing wanted", 20, 20, 8, 6, 2, kNoisy, kF32, false, true, false, false, 1, false, false, false, false},
-    with_shares({"shares", 37, 35, 10, 21, 3, kNoisy, kF64, false, true, true}, kSoftmax, false),
-    with_shares({"shares, renormalized", 37, 35, 10, 21, 3, kNoisy, kBf16, true, false, true}, kSoftmax, true),
-    with_shares({"shares of few", 40, 40, 6, 3, 3, kNoisy, kF32, false, true, false, false, 1, true}, kSoftmax,
-                false),
-    with_shares({"shares, hostile", 90, 88, 6, 9, 2, kNoisy, kF32, false, true, true, true, 1}, kSoftmax, false),
-    with_shares({"shares, hostile, renormalized", 60, 60, 6, 9, 9, kNoisy, kF16, true, true, true, true}, kSoftmax,
-                true),
-    with_shares({"shares by a block", 5, 5, 6, 1030, 5, kNoisy, kF32, false, true, true}, kSoftmax, false),
-    with_shares({"shares, device sums", 3, 2, 3, 2050, 3, kNoisy, kF64, false, true, false}, kSoftmax, true),
-    with_shares({"shares of one expert", 9, 7, 5, 1, 1, kNoisy, kF32, false, true, true, false, 1 << 24, true},
-                kSoftmax, false),
-    with_shares({"shares, no token", 0, 0, 8, 4, 2}, kSoftmax, false),
-    with_shares({"shares, no live token", 5, -3, 8, 4, 2}, kSoftmax, true),
-    with_shares({"shares, weights of losses", 20, 20, 8, 6, 2, kNoisy, kF32, false, true, false, false, 1 << 24,
-                 false, true, true, false},
-                kSoftmax, false),
-    with_shares({"shares, nothing wanted", 20, 20, 8, 6, 2, kNoisy, kF32, false, true, false, false, 1, false,
-                 false, false, false},
-                kSoftmax, false),
-    with_shares({"sigmoids", 37, 35, 10, 21, 3, kNoisy, kF64, false, true, true}, kSigmoid, true, kBiased),
-    with_shares({"sigmoids as they are", 37, 35, 10, 21, 3, kNoisy, kBf16, true, true, true}, kSigmoid, false,
-                kBiased),
-    with_shares({"sigmoids without bias", 40, 40, 6, 18, 4, kNoisy, kF32, false, true, false, false, 1, true},
-                kSigmoid, true),
-    with_shares({"sigmoids, hostile", 90, 88, 6, 9, 2, kNoisy, kF32, false, true, true, true, 1}, kSigmoid, true,
-                kBadlyBiased),
-    with_shares({"sigmoids, hostile, K = E", 60, 60, 6, 9, 9, kNoisy, kF16, true, true, true, true}, kSigmoid,
-                false, kBiased),
-    with_shares({"sigmoids, bad biases", 12, 12, 6, 3, 2, kNoisy, kF64}, kSigmoid, true, kBadlyBiased),
-    with_shares({"sigmoids by a block", 5, 5, 6, 1030, 5, kNoisy, kF32, false, true, true}, kSigmoid, true,
-                kBiased),
-    with_shares({"sigmoids that are 0", 40, 40, 6, 9, 1, kNoisy, kF32, false, true, false, true}, kSigmoid, true,
-                kBadlyBiased),
-    with_groups({"groups", 37, 35, 10, 24, 4, kNoisy, kF64, false, true, true}, 6, 2),
-    with_groups({"groups in 16 bits", 70, 67, 37, 30, 3, kNoisy, kBf16, true, true, true, false, 1}, 5, 1),
-    with_groups({"groups, K1 = G", 33, 33, 8, 15, 6, kNoisy, kF32, false, true, true, false, 1 << 24, true}, 3, 3),
-    with_groups({"groups, K2 = B", 33, 30, 8, 15, 6, kNoisy, kF32, false, true, true}, 5, 2),
-    with_groups({"groups of one", 40, 40, 8, 7, 3, kNoisy, kF32, false, true, false, false, 1 << 24, true}, 7, 3),
-    with_groups({"one group", 40, 37, 8, 9, 2, kNoisy, kF64, false, true, true}, 1, 1),
-    with_groups({"groups without tokens", 5, 4, 8, 200, 2, kNoisy, kF32, false, true, true, false, 1, true}, 50, 2),
-    with_groups({"groups, pieces of columns", 3, 3, 300, 8, 4, kNoisy, kF32, false, true}, 4, 2),
-    with_groups({"groups at inference", 37, 35, 10, 24, 4, kNoisy, kF32, false, false, true, false, 1, true}, 6, 2),
-    with_groups({"groups, blocks of tokens", 140, 131, 5, 14, 4, kNoisy, kF32, false, true, true, false, 1, true},
-                7, 2),
-    with_groups({"groups, hostile", 90, 88, 6, 18, 4, kNoisy, kF32, false, true, true, true}, 6, 2),
-    with_groups({"groups, hostile inference", 60, 60, 6, 12, 4, kNoisy, kBf16, true, false, true, true, 1}, 4, 2),
-    with_groups({"groups, no token", 0, 0, 8, 6, 2}, 3, 1),
-    with_groups({"groups, no live token", 5, -3, 8, 6, 2}, 3, 2),
-    with_groups({"groups, nothing wanted", 20, 20, 8, 6, 2, kNoisy, kF32, false, true, false, false, 1, false,
-                 false, false, false},
-                3, 2),
-    with_groups({"a block for a choice", 5, 5, 6, 2060, 4, kNoisy, kF32, false, true, true}, 2, 1),
-    with_groups({"a block for groups", 3, 3, 4, 2060, 4, kNoisy, kF32, false, true, true}, 1030, 2),
-    with_groups({"a group of many", 3, 3, 2, 2056, 2, kNoisy, kF32, false, true, true}, 1, 1),
-    {"ADD in 16 bits", 30, 30, 8, 6, 2, kNoisy, kBf16, true, true, true, false, 1, true, true, true, false},
-};
 
 /* Host bytes, and their copy on the device; an array of no bytes is there, but for NULL ones. */
 struct Array {
@@ -525,21 +433,49 @@ void check_huge_sums()
     EXPECT(gradients[0] == gradients[1], "%s: not those of small ones", c.name);
 }
 
+/* Scratch of HIERARCHICAL: 4 T (G + K1 E/G) values, and maps; nothing of T * E. */
+void check_groups_workspace()
+{
+    const Case cases[] = {
+        with_groups({"512 of 256", 8192, 8192, 4096, 131072, 4}, 512, 2),
+        with_groups({"256 of 16", 8192, 8192, 1024, 4096, 4, kNoisy, kF64}, 256, 4),
+        with_groups({"64 of 2048", 4096, 4096, 512, 1 << 17, 8}, 64, 2),
+    };
+    cumoe::Device device = {0, 132, 90};
+    for (const Case &c : cases) {
+        const cumoe_context_t context = Run::make_context(c, &device);
+        const size_t real = c.dtype == kF64 ? 8 : 4, T = static_cast<size_t>(c.tokens);
+        const size_t choices = T * static_cast<size_t>(c.top_k_groups);
+        const size_t values =
+            T * static_cast<size_t>(c.groups) + choices * static_cast<size_t>(c.experts / c.groups);
+        const size_t others = 40 * choices + 64 * static_cast<size_t>(c.experts) + (size_t{40} << 20);
+        for (bool backward : {false, true}) {
+            const size_t size = cumoe::gate_scratch(context, c.tokens, backward, nullptr).size;
+            EXPECT(size <= 4 * values * real + others, "%s: %zu bytes of scratch", c.name, size);
+        }
+    }
+}
+
 } // namespace
 
 int main(int argc, char **argv)
 {
     const std::string only = argc > 1 ? argv[1] : "";
+    int failed = 0;
     for (uint64_t seed = 1; seed <= 3; seed++)
         for (const Case &c : kCases) {
             if (!only.empty() && only != c.name) continue;
             if (seed > 1 && (c.experts > 1000 || c.tokens > 1000)) continue; // they take long
             const int before = check::failures;
             run_case(c, seed);
-            if (check::failures > before)
-                printf("%s failed with seed %llu\n", c.name, static_cast<unsigned long long>(seed));
+            if (check::failures == before) continue;
+            printf("%s failed with seed %llu\n", c.name, static_cast<unsigned long long>(seed));
+            if (++failed == 3) return check::result(); // mutants are many
         }
-    if (only.empty()) check_huge_sums();
+    if (only.empty()) {
+        check_huge_sums();
+        check_groups_workspace();
+    }
     EXPECT(sim_num_objects() == 0, "%lld left", static_cast<long long>(sim_num_objects()));
     return check::result();
 }
