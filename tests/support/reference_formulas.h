@@ -45,18 +45,74 @@ static inline bool active(const reference_input_t *in, int64_t t)
 
 static inline bool noise_on(const reference_input_t *in)
 {
-    return in->gate == CUMOE_GATE_NOISY_TOPK && in->training;
+    return (in->gate == CUMOE_GATE_NOISY_TOPK || in->gate == CUMOE_GATE_HIERARCHICAL) && in->training;
 }
 
-static inline bool smooth_load(const reference_input_t *in)
+/* Softmax or sigmoid of all logits, of which K are taken. */
+static inline bool of_all_logits(const reference_input_t *in)
 {
-    return noise_on(in) && in->top_k < in->experts;
+    return in->gate == CUMOE_GATE_SOFTMAX_TOPK || in->gate == CUMOE_GATE_SIGMOID_TOPK;
+}
+
+/* B, and K2. */
+static inline int64_t group_size(const reference_input_t *in)
+{
+    return in->experts / in->groups;
+}
+
+static inline int64_t top_k_inside(const reference_input_t *in)
+{
+    return in->top_k / in->top_k_groups;
 }
 
 static inline bool refused(double v)
 {
     return isnan(v) || v == (double)INFINITY;
 }
+
+/* One token at one level of a gate: n logits, of which k are taken. */
+typedef struct reference_row {
+    int64_t n, k;
+    bool noise;                           /* is on */
+    const double *x, *w_gate, *w_noise;   /* [H], [n, H], [n, H] */
+    const double *normal;                 /* [n] */
+    const double *bias;                   /* [n] of scores, or NULL; SIGMOID_TOPK */
+    double *clean, *std, *noisy;          /* [n] */
+    double *probability;                  /* [n] */
+    int32_t *threshold;                   /* [n] */
+    double *dclean, *draw;                /* [n] */
+    double *dw_gate, *dw_noise;           /* [n, H] */
+    double *dw_gate_size, *dw_noise_size; /* [n, H] */
+} reference_row_t;
+
+/* The row of a flat gate; of the groups; of the experts inside a group. */
+reference_row_t reference_flat_row(const reference_input_t *in, const reference_result_t *r, int64_t t);
+reference_row_t reference_primary_row(const reference_input_t *in, const reference_result_t *r, int64_t t);
+reference_row_t reference_inner_row(const reference_input_t *in, const reference_result_t *r, int64_t t,
+                                    int64_t group);
+
+/* P(x, i) hangs on the logits. */
+static inline bool smooth(const reference_row_t *row)
+{
+    return row->noise && row->k < row->n;
+}
+
+/* The k-th largest (k from 1) of v[n] without component out; the lowest index first among equals; -1 = there are
+ * fewer than k that are not -Inf. */
+int64_t reference_kth_excluding(int64_t n, const double *v, int64_t k, int64_t out);
+
+/* The logits of a row; NaN and +Inf become -Inf in noisy and are counted. */
+int64_t reference_logits(const reference_input_t *in, const reference_row_t *row);
+
+/* softmax and log_sum of token t over its usable logits. */
+void reference_softmax(const reference_input_t *in, reference_result_t *r, int64_t t);
+
+/* The gate of all tokens, up to weights, importance, load and losses. */
+void reference_gate_forward(const reference_input_t *in, reference_result_t *r);
+void reference_balanced_forward(const reference_input_t *in, reference_result_t *r);
+
+/* From dweight and the losses to dw_gate and its like, and dx_gate. */
+void reference_gate_backward(const reference_input_t *in, reference_result_t *r);
 
 static inline bool has_up(const reference_input_t *in)
 {

@@ -9,13 +9,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { T = 7, H = 5, I = 4, MAX_E = 5 };
+enum { T = 7, H = 5, I = 4, MAX_E = 6 };
 
 /* All inputs of one case, perturbed in place. */
 typedef struct numbers {
     double x[T * H], dy[T * H], noise[T * MAX_E], index_weight[T * MAX_E];
     double w_gate[MAX_E * H], w_noise[MAX_E * H], w_up[MAX_E * I * H], w_glu[MAX_E * I * H];
     double w_down[MAX_E * H * H], b_up[MAX_E * I], b_glu[MAX_E * I], b_down[MAX_E * H]; /* IDENTITY: I = H */
+    double noise_primary[T * MAX_E], w_gate_primary[MAX_E * H], w_noise_primary[MAX_E * H];
+    double thresholds[MAX_E], gate_bias[MAX_E];
     int64_t index[T * MAX_E];
     uint8_t mask[T];
 } numbers_t;
@@ -39,6 +41,12 @@ static void fill_numbers(random_state_t *random, numbers_t *n, int64_t experts)
     fill(random, n->b_up, MAX_E * I, 1);
     fill(random, n->b_glu, MAX_E * I, 1);
     fill(random, n->b_down, MAX_E * H, 1);
+    fill(random, n->noise_primary, T * MAX_E, 1);
+    fill(random, n->w_gate_primary, MAX_E * H, 0.5);
+    fill(random, n->w_noise_primary, MAX_E * H, 0.5);
+    fill(random, n->thresholds, MAX_E, 0.3);
+    fill(random, n->gate_bias, MAX_E, 0.2);
+    for (int e = 0; e < MAX_E; e++) n->thresholds[e] = exp(n->thresholds[e]) / (double)experts;
     for (int s = 0; s < T * MAX_E; s++) n->index[s] = random_below(random, experts + 2) - 1;
     for (int t = 0; t < T; t++) n->mask[t] = t != 2;
 }
@@ -82,6 +90,31 @@ static void redraw_close_tokens(random_state_t *random, reference_input_t *in, n
     }
 }
 
+static void check_gate_arrays(const reference_input_t *in, reference_result_t *scratch, numbers_t *n,
+                              const reference_result_t *r, report_t *report)
+{
+    const size_t gate = (size_t)in->experts * H, primary = (size_t)in->groups * H;
+    check_array(in, scratch, "w_gate", n->w_gate, r->dw_gate, gate, report);
+    check_array(in, scratch, "w_noise", n->w_noise, r->dw_noise, gate, report);
+    check_array(in, scratch, "w_gate_primary", n->w_gate_primary, r->dw_gate_primary, primary, report);
+    check_array(in, scratch, "w_noise_primary", n->w_noise_primary, r->dw_noise_primary, primary, report);
+}
+
+/* The loss THRESHOLD has a part in the gradient of the thresholds, and in no other. */
+static void check_thresholds(reference_input_t in, reference_result_t *scratch, numbers_t *n, report_t *report)
+{
+    reference_result_t r;
+    in.loss_gradient[CUMOE_LOSS_THRESHOLD] = 1.25;
+    cr_assert(reference_create(&in, &r));
+    reference_forward(&in, &r);
+    reference_backward(&in, &r);
+    double largest = 0;
+    for (int64_t e = 0; e < in.experts; e++) largest = fmax(largest, fabs(r.dthresholds[e]));
+    if (in.experts > 1) report_check(report, (largest > 0) == in.training);
+    check_array(&in, scratch, "thresholds", n->thresholds, r.dthresholds, (size_t)in.experts, report);
+    reference_destroy(&r);
+}
+
 static void check_case(reference_input_t in, bool bias, uint64_t seed, report_t *report)
 {
     random_state_t random = random_start(seed);
@@ -90,9 +123,11 @@ static void check_case(reference_input_t in, bool bias, uint64_t seed, report_t 
     const bool has_up = in.activation != CUMOE_ACTIVATION_IDENTITY;
     in.tokens = T, in.live_tokens = T - 1, in.hidden_size = H, in.intermediate_size = has_up ? I : H;
     in.swiglu_limit = 0.75, in.swiglu_alpha = 1.5;
-    in.token_mask = n.mask, in.noise = n.noise, in.noise_epsilon = 0.01;
+    in.token_mask = n.mask, in.noise = n.noise, in.noise_primary = n.noise_primary, in.noise_epsilon = 0.01;
     in.x = n.x, in.dy = n.dy, in.index = n.index, in.index_weight = n.index_weight;
     in.w_gate = n.w_gate, in.w_noise = n.w_noise, in.w_down = n.w_down;
+    in.w_gate_primary = n.w_gate_primary, in.w_noise_primary = n.w_noise_primary, in.thresholds = n.thresholds;
+    if (in.gate == CUMOE_GATE_SIGMOID_TOPK && in.top_k != 2) in.gate_bias = n.gate_bias;
     if (has_up) in.w_up = n.w_up, in.w_glu = n.w_glu;
     if (bias) in.b_up = n.b_up, in.b_glu = n.b_glu, in.b_down = n.b_down;
 
@@ -105,59 +140,102 @@ static void check_case(reference_input_t in, bool bias, uint64_t seed, report_t 
     check_array(&in, &scratch, "w_up", n.w_up, r.dw_up, E * I * H, report);
     check_array(&in, &scratch, "w_glu", n.w_glu, r.dw_glu, E * I * H, report);
     check_array(&in, &scratch, "w_down", n.w_down, r.dw_down, down, report);
-    check_array(&in, &scratch, "w_gate", n.w_gate, r.dw_gate, E * H, report);
-    check_array(&in, &scratch, "w_noise", n.w_noise, r.dw_noise, E * H, report);
     if (bias && has_up) check_array(&in, &scratch, "b_up", n.b_up, r.db_up, E * I, report);
     if (bias && has_up) check_array(&in, &scratch, "b_glu", n.b_glu, r.db_glu, E * I, report);
     if (bias) check_array(&in, &scratch, "b_down", n.b_down, r.db_down, E * H, report);
     if (in.gate == CUMOE_GATE_EXTERNAL)
         check_array(&in, &scratch, "index_weight", n.index_weight, r.dweight, (size_t)(T * in.top_k), report);
+    else
+        check_gate_arrays(&in, &scratch, &n, &r, report);
+    if (in.gate == CUMOE_GATE_BALANCED) check_thresholds(in, &scratch, &n, report);
     reference_destroy(&r);
     reference_destroy(&scratch);
 }
 
-static void check_gate(cumoe_gate_kind_t gate, bool training, const int64_t (*sizes)[2], int num_sizes)
+typedef struct gate_sizes {
+    int64_t experts, top_k, groups, top_k_groups;
+} gate_sizes_t;
+
+/* With every loss alone, with none and with all. */
+static void check_gate(reference_input_t gate, const gate_sizes_t *sizes, int num_sizes)
 {
+    static const cumoe_loss_t losses[] = {CUMOE_LOSS_IMPORTANCE, CUMOE_LOSS_LOAD, CUMOE_LOSS_SWITCH, CUMOE_LOSS_Z};
+    static const double gradients[] = {1.5, 0.75, 0.625, 0.375};
+    static const int combinations[] = {0, 1, 2, 4, 8, 15};
     const uint64_t seed = random_seed("reference", 1);
     report_t report = {0};
     for (int i = 0; i < num_sizes; i++)
-        for (int losses = 0; losses < 4; losses++)
+        for (int c = 0; c < 6; c++)
             for (int glu = 0; glu < 2; glu++) {
                 char name[96];
-                snprintf(name, sizeof name, "E = %d, K = %d, losses %d, glu %d", (int)sizes[i][0], (int)sizes[i][1],
-                         losses, glu);
+                snprintf(name, sizeof name, "E = %d, K = %d, G = %d, K1 = %d, losses %d, glu %d",
+                         (int)sizes[i].experts, (int)sizes[i].top_k, (int)sizes[i].groups,
+                         (int)sizes[i].top_k_groups, combinations[c], glu);
                 report.context = name;
-                reference_input_t in = {
-                    .gate = gate, .training = training, .experts = sizes[i][0], .top_k = sizes[i][1]};
+                reference_input_t in = gate;
+                in.experts = sizes[i].experts, in.top_k = sizes[i].top_k;
+                in.groups = sizes[i].groups, in.top_k_groups = sizes[i].top_k_groups;
                 in.activation = glu ? CUMOE_ACTIVATION_SWIGLU : CUMOE_ACTIVATION_RELU;
-                in.loss_gradient[CUMOE_LOSS_IMPORTANCE] = losses & 1 ? 1.5 : 0;
-                in.loss_gradient[CUMOE_LOSS_LOAD] = losses & 2 ? 0.75 : 0;
+                for (int l = 0; l < 4; l++)
+                    if (combinations[c] >> l & 1) in.loss_gradient[losses[l]] = gradients[l];
                 check_case(in, false, seed, &report);
             }
     cr_expect(report.failures == 0, "%s", report.text);
 }
 
-static const int64_t TOP_K_SIZES[][2] = {{5, 2}, {5, 1}, {5, 4}, {3, 3}, {1, 1}};
-static const int64_t DENSE_SIZES[][2] = {{5, 5}, {1, 1}};
+static const gate_sizes_t TOP_K_SIZES[] = {{5, 2}, {5, 1}, {5, 4}, {3, 3}, {1, 1}};
+static const gate_sizes_t DENSE_SIZES[] = {{5, 5}, {1, 1}};
 
-Test(reference, gradients_of_noisy_topk_in_training)
-{
-    check_gate(CUMOE_GATE_NOISY_TOPK, true, TOP_K_SIZES, 5);
-}
+/* K1 < G and K2 < B; K2 = B; K1 = G; both; one group; groups of one expert; one expert */
+static const gate_sizes_t HIERARCHICAL_SIZES[] = {{6, 2, 3, 2}, {6, 4, 3, 2}, {6, 2, 2, 1},
+                                                  {6, 2, 2, 2}, {4, 4, 2, 2}, {6, 2, 1, 1},
+                                                  {6, 2, 6, 2}, {6, 1, 2, 1}, {1, 1, 1, 1}};
 
-Test(reference, gradients_of_noisy_topk_without_noise)
+enum { NUM_HIERARCHICAL_SIZES = sizeof HIERARCHICAL_SIZES / sizeof *HIERARCHICAL_SIZES };
+
+Test(reference, gradients_of_noisy_topk)
 {
-    check_gate(CUMOE_GATE_NOISY_TOPK, false, TOP_K_SIZES, 5);
+    for (int training = 0; training < 2; training++)
+        check_gate((reference_input_t){.gate = CUMOE_GATE_NOISY_TOPK, .training = training}, TOP_K_SIZES, 5);
 }
 
 Test(reference, gradients_of_softmax)
 {
-    check_gate(CUMOE_GATE_SOFTMAX, true, DENSE_SIZES, 2);
+    check_gate((reference_input_t){.gate = CUMOE_GATE_SOFTMAX, .training = true}, DENSE_SIZES, 2);
 }
 
 Test(reference, gradients_of_external)
 {
-    check_gate(CUMOE_GATE_EXTERNAL, true, TOP_K_SIZES, 5);
+    check_gate((reference_input_t){.gate = CUMOE_GATE_EXTERNAL, .training = true}, TOP_K_SIZES, 5);
+}
+
+Test(reference, gradients_of_softmax_topk)
+{
+    for (int renormalize = 0; renormalize < 2; renormalize++)
+        check_gate((reference_input_t){.gate = CUMOE_GATE_SOFTMAX_TOPK, .renormalize = renormalize}, TOP_K_SIZES,
+                   5);
+}
+
+Test(reference, gradients_of_sigmoid_topk)
+{
+    for (int renormalize = 0; renormalize < 2; renormalize++)
+        check_gate((reference_input_t){.gate = CUMOE_GATE_SIGMOID_TOPK, .renormalize = renormalize}, TOP_K_SIZES,
+                   5);
+}
+
+Test(reference, gradients_of_hierarchical)
+{
+    for (int training = 0; training < 2; training++)
+        check_gate((reference_input_t){.gate = CUMOE_GATE_HIERARCHICAL, .training = training}, HIERARCHICAL_SIZES,
+                   NUM_HIERARCHICAL_SIZES);
+}
+
+Test(reference, gradients_of_balanced)
+{
+    for (int training = 0; training < 2; training++)
+        for (int64_t max_rows = 0; max_rows < 5; max_rows += 4)
+            check_gate((reference_input_t){.gate = CUMOE_GATE_BALANCED, .training = training, .max_rows = max_rows},
+                       TOP_K_SIZES, 5);
 }
 
 Test(reference, gradients_of_every_activation)
