@@ -84,32 +84,58 @@ static inline problem_options_t suite_case_options(int i, int n)
     return options[n];
 }
 
-/* Where time is short a case runs with one set of options, with the noisy gate in training and, in turn, one of the
- * others. */
+/* The gates that came with the first version run with all options. Those behind them run with two of the four in
+ * turn, since only the gate is another: everything behind it takes what the routing says. Where time is short a
+ * case runs with one set of options, with the noisy gate in training and, in turn, two of the others. */
 static inline bool suite_leaves_out(int i, int n, const gate_variant_t *variant)
 {
-    const int v = (int)(variant - GATE_VARIANTS);
-    const bool only = !case_applies(&LAYER_CASES[i], &GATE_VARIANTS[0]); /* of its gate */
-    const bool other_gate = v > 0 && v != 1 + i % (NUM_GATE_VARIANTS - 1) && !only;
-    return device_is_slow() && (n != (i + v) % NUM_CASE_OPTIONS || other_gate);
+    const int v = (int)(variant - GATE_VARIANTS), later = NUM_GATE_VARIANTS - VARIANT_EXTERNAL - 1;
+    const bool only = !case_applies(&LAYER_CASES[i], &GATE_VARIANTS[VARIANT_NOISY]); /* of its gate */
+    const bool in_turn = v == 1 + i % VARIANT_EXTERNAL || v == VARIANT_EXTERNAL + 1 + i % later;
+    if (device_is_slow()) return n != (i + v) % NUM_CASE_OPTIONS || (v != VARIANT_NOISY && !in_turn && !only);
+    return v > VARIANT_EXTERNAL && n % 2 != (i + v) % 2;
 }
 
-static inline void suite_all_cases(const char *test, const gate_variant_t *variant, suite_body_t *body)
+static inline void suite_cases(const char *test, int v, bool without_reference, suite_body_t *body)
 {
     const uint64_t seed = random_seed(test, 1);
     cumoe_handle_t *handle = suite_handle();
+    const gate_variant_t *variant = &GATE_VARIANTS[v];
     report_t report = {0};
     for (int i = 0; i < NUM_LAYER_CASES; i++)
         for (int n = 0; n < NUM_CASE_OPTIONS && case_applies(&LAYER_CASES[i], variant); n++) {
-            const int v = (int)(variant - GATE_VARIANTS);
             if (suite_leaves_out(i, n, variant) || (i / NUM_CASE_OPTIONS + v) % device_share() != 0) continue;
             problem_options_t options = suite_case_options(i, n);
             options.variant = *variant;
             options.seed = seed + (uint64_t)i;
+            options.without_reference = without_reference;
             suite_one_case(handle, &LAYER_CASES[i], &options, body, &report);
         }
     cumoe_handle_destroy(handle);
     EXPECT_EMPTY(report);
+}
+
+static inline void suite_all_cases(const char *test, int v, suite_body_t *body)
+{
+    suite_cases(test, v, false, body);
+}
+
+static inline void suite_all_gates(const char *test, suite_body_t *body)
+{
+    for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases(test, v, body);
+}
+
+/* For what compares runs with each other. */
+static inline void suite_all_gates_alone(const char *test, suite_body_t *body)
+{
+    for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_cases(test, v, true, body);
+}
+
+/* For what takes rows as they come: the gates whose slots are laid out in different ways. */
+static inline void suite_all_routings(const char *test, suite_body_t *body)
+{
+    for (int v = VARIANT_NOISY; v <= VARIANT_EXTERNAL; v++) suite_all_cases(test, v, body);
+    suite_all_cases(test, VARIANT_BALANCED, body);
 }
 
 /* Call body for every activation and the types up to last_dtype, with the caller's choice of experts. */
@@ -123,7 +149,7 @@ static inline void suite_activations(const char *test, const layer_case_t *layer
         for (int activation = 0; activation <= CUMOE_ACTIVATION_IDENTITY; activation++) {
             const problem_options_t options = {.dtype = dtype,
                                                .activation = (cumoe_activation_t)activation,
-                                               .variant = GATE_VARIANTS[NUM_GATE_VARIANTS - 1],
+                                               .variant = GATE_VARIANTS[VARIANT_EXTERNAL],
                                                .seed = seed};
             suite_one_case(handle, layer_case, &options, body, &report);
         }
@@ -138,7 +164,7 @@ static inline bool suite_spares(const problem_t *problem)
 }
 
 /* Call body for the pairwise selection. */
-static inline void suite_pairwise(const char *test, suite_body_t *body)
+static inline void suite_pairs(const char *test, bool without_reference, suite_body_t *body)
 {
     const uint64_t seed = random_seed(test, 1);
     cumoe_handle_t *handle = suite_handle();
@@ -150,10 +176,21 @@ static inline void suite_pairwise(const char *test, suite_body_t *body)
         layer_case_t layer_case;
         problem_options_t options;
         pairwise_case(chosen[n], n, seed, &layer_case, &options);
+        options.without_reference = without_reference;
         suite_one_case(handle, &layer_case, &options, body, &report);
     }
     cumoe_handle_destroy(handle);
     EXPECT_EMPTY(report);
+}
+
+static inline void suite_pairwise(const char *test, suite_body_t *body)
+{
+    suite_pairs(test, false, body);
+}
+
+static inline void suite_pairwise_alone(const char *test, suite_body_t *body)
+{
+    suite_pairs(test, true, body);
 }
 
 #endif

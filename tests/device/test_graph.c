@@ -76,7 +76,8 @@ Test(graph, replays_have_the_bits_of_calls)
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
     for (int i = 0; i < NUM_SUITE_OPTIONS; i++)
-        for (int v = 0; v < NUM_GATE_VARIANTS; v += NUM_GATE_VARIANTS - 1) { /* noisy top-k, external */
+        for (int v = 0; v < NUM_GATE_VARIANTS; v++) {
+            if (v > VARIANT_EXTERNAL ? (i + v) % 3 != 0 : v % VARIANT_EXTERNAL != 0) continue;
             const problem_options_t options = suite_options(i, &GATE_VARIANTS[v], seed);
             suite_one_case(handle, &layer_case, &options, compare_replays, &report);
         }

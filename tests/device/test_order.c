@@ -35,8 +35,8 @@ Test(order, does_not_matter)
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
     for (int i = 0; i < 2 * NUM_SUITE_OPTIONS; i++) {
-        const problem_options_t options =
-            suite_options(i % NUM_SUITE_OPTIONS, &GATE_VARIANTS[(i + i / NUM_SUITE_OPTIONS) % 4], seed);
+        const problem_options_t options = suite_options(
+            i % NUM_SUITE_OPTIONS, &GATE_VARIANTS[(i + i / NUM_SUITE_OPTIONS) % NUM_GATE_VARIANTS], seed);
         suite_one_case(handle, &CASES[i % 3], &options, compare_orders, &report);
     }
     cumoe_handle_destroy(handle);

@@ -9,22 +9,47 @@ static void body(problem_t *problem, report_t *report)
 
 Test(backward, noisy_topk_in_training)
 {
-    suite_all_cases("backward", &GATE_VARIANTS[0], body);
+    suite_all_cases("backward", VARIANT_NOISY, body);
 }
 
 Test(backward, noisy_topk_at_inference)
 {
-    suite_all_cases("backward", &GATE_VARIANTS[1], body);
+    suite_all_cases("backward", VARIANT_NOISY_INFERENCE, body);
 }
 
 Test(backward, softmax)
 {
-    suite_all_cases("backward", &GATE_VARIANTS[2], body);
+    suite_all_cases("backward", VARIANT_SOFTMAX, body);
 }
 
 Test(backward, external)
 {
-    suite_all_cases("backward", &GATE_VARIANTS[3], body);
+    suite_all_cases("backward", VARIANT_EXTERNAL, body);
+}
+
+Test(backward, softmax_topk)
+{
+    suite_all_cases("backward", VARIANT_SOFTMAX_TOPK, body);
+    suite_all_cases("backward", VARIANT_SOFTMAX_TOPK_PLAIN, body);
+}
+
+Test(backward, sigmoid_topk)
+{
+    suite_all_cases("backward", VARIANT_SIGMOID, body);
+    suite_all_cases("backward", VARIANT_SIGMOID_PLAIN, body);
+}
+
+Test(backward, hierarchical)
+{
+    suite_all_cases("backward", VARIANT_HIERARCHICAL, body);
+    suite_all_cases("backward", VARIANT_HIERARCHICAL_INFERENCE, body);
+}
+
+Test(backward, balanced)
+{
+    suite_all_cases("backward", VARIANT_BALANCED, body);
+    suite_all_cases("backward", VARIANT_BALANCED_INFERENCE, body);
+    suite_all_cases("backward", VARIANT_BALANCED_FEW_ROWS, body);
 }
 
 /* One output at a time gives the bits that all together have. */
@@ -48,8 +73,9 @@ static void body_parts(problem_t *problem, report_t *report)
     part.dx = NULL;
     part.dindex_weight = NULL;
     part.gradients = &one;
-    void **const pointers[NUM_MATRICES] = {&one.w_gate, &one.w_noise, &one.w_up,   &one.w_glu,
-                                           &one.b_up,   &one.b_glu,   &one.w_down, &one.b_down};
+    void **const pointers[NUM_MATRICES] = {
+        &one.w_gate, &one.w_noise, &one.w_gate_primary, &one.w_noise_primary, &one.thresholds, &one.gate_bias,
+        &one.w_up,   &one.w_glu,   &one.b_up,           &one.b_glu,           &one.w_down,     &one.b_down};
     problem_reset_gradients(problem);
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
         if (!problem->gradient_bytes[m]) continue;
@@ -66,8 +92,8 @@ static void body_parts(problem_t *problem, report_t *report)
 
 Test(backward, each_output_alone)
 {
-    for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("parts", &GATE_VARIANTS[v], body_parts);
-    suite_pairwise("parts", body_parts);
+    suite_all_gates_alone("parts", body_parts);
+    suite_pairwise_alone("parts", body_parts);
 }
 
 /* So many experts and tokens that a gate that works through blocks of tokens has more than one of them: sums over
@@ -81,7 +107,7 @@ Test(backward, blocks_of_tokens)
     for (int f64 = 0; f64 < 2; f64++) {
         const problem_options_t options = {.dtype = f64 ? CUMOE_F64 : CUMOE_F32,
                                            .activation = CUMOE_ACTIVATION_RELU,
-                                           .variant = GATE_VARIANTS[0],
+                                           .variant = GATE_VARIANTS[VARIANT_NOISY],
                                            .seed = random_seed("blocks of tokens", 1)};
         problem_t p;
         if (problem_create(&p, handle, &layer_case, &options, &report) && problem_run_forward(&p, &report)) {

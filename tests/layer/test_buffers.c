@@ -9,7 +9,7 @@ static void start(problem_t *p, const cumoe_handle_t *handle, const layer_case_t
 {
     const problem_options_t options = {.dtype = CUMOE_F32,
                                        .activation = CUMOE_ACTIVATION_SWIGLU,
-                                       .variant = GATE_VARIANTS[0],
+                                       .variant = GATE_VARIANTS[VARIANT_NOISY],
                                        .seed = random_seed(test, 41),
                                        .without_reference = true};
     cr_assert(problem_create(p, handle, layer_case, &options, report), "%s", report->text);

@@ -21,6 +21,8 @@ static void body_bare(problem_t *problem, report_t *report)
     bare.saved_size = 0;
     bare.chosen_expert = NULL;
     bare.chosen_weight = NULL;
+    bare.chosen_offset = NULL;
+    bare.batch_threshold = NULL;
     bare.expert_count = NULL;
     bare.importance = NULL;
     bare.load = NULL;
@@ -34,26 +36,51 @@ static void body_bare(problem_t *problem, report_t *report)
 
 Test(forward, noisy_topk_in_training)
 {
-    suite_all_cases("forward", &GATE_VARIANTS[0], body);
+    suite_all_cases("forward", VARIANT_NOISY, body);
 }
 
 Test(forward, noisy_topk_at_inference)
 {
-    suite_all_cases("forward", &GATE_VARIANTS[1], body);
+    suite_all_cases("forward", VARIANT_NOISY_INFERENCE, body);
 }
 
 Test(forward, softmax)
 {
-    suite_all_cases("forward", &GATE_VARIANTS[2], body);
+    suite_all_cases("forward", VARIANT_SOFTMAX, body);
 }
 
 Test(forward, external)
 {
-    suite_all_cases("forward", &GATE_VARIANTS[3], body);
+    suite_all_cases("forward", VARIANT_EXTERNAL, body);
+}
+
+Test(forward, softmax_topk)
+{
+    suite_all_cases("forward", VARIANT_SOFTMAX_TOPK, body);
+    suite_all_cases("forward", VARIANT_SOFTMAX_TOPK_PLAIN, body);
+}
+
+Test(forward, sigmoid_topk)
+{
+    suite_all_cases("forward", VARIANT_SIGMOID, body);
+    suite_all_cases("forward", VARIANT_SIGMOID_PLAIN, body);
+}
+
+Test(forward, hierarchical)
+{
+    suite_all_cases("forward", VARIANT_HIERARCHICAL, body);
+    suite_all_cases("forward", VARIANT_HIERARCHICAL_INFERENCE, body);
+}
+
+Test(forward, balanced)
+{
+    suite_all_cases("forward", VARIANT_BALANCED, body);
+    suite_all_cases("forward", VARIANT_BALANCED_INFERENCE, body);
+    suite_all_cases("forward", VARIANT_BALANCED_FEW_ROWS, body);
 }
 
 Test(forward, bare)
 {
-    for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("bare", &GATE_VARIANTS[v], body_bare);
-    suite_pairwise("bare", body_bare);
+    suite_all_gates_alone("bare", body_bare);
+    suite_pairwise_alone("bare", body_bare);
 }

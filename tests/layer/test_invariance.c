@@ -3,7 +3,8 @@
 
 #include <string.h>
 
-static const gate_variant_t *const GATED[] = {&GATE_VARIANTS[0], &GATE_VARIANTS[1], &GATE_VARIANTS[2]};
+static const gate_variant_t *const GATED[] = {
+    &GATE_VARIANTS[VARIANT_NOISY], &GATE_VARIANTS[VARIANT_NOISY_INFERENCE], &GATE_VARIANTS[VARIANT_SOFTMAX]};
 
 /* Tokens first .. first + count - 1 of the problem in a call of their own: y and dx as in the whole call. */
 static void check_chunk(const problem_t *p, int64_t first, int64_t count, report_t *report)

@@ -65,7 +65,7 @@ Test(layouts, have_the_bits_of_separate_arrays)
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
     for (int i = 0; i < NUM_SUITE_OPTIONS; i++) {
-        const problem_options_t options = suite_options(i, &GATE_VARIANTS[0], seed);
+        const problem_options_t options = suite_options(i, &GATE_VARIANTS[VARIANT_NOISY], seed);
         problem_t plain;
         cr_assert(problem_create(&plain, handle, &PLAIN, &options, &report), "%s", report.text);
         cr_assert(problem_run_forward(&plain, &report) && problem_run_backward(&plain, &report), "%s", report.text);
@@ -88,7 +88,7 @@ Test(layouts, initial_values_are_those_of_separate_arrays)
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
     for (int i = 0; i < NUM_SUITE_OPTIONS; i++) {
-        const problem_options_t options = suite_options(i, &GATE_VARIANTS[2], seed);
+        const problem_options_t options = suite_options(i, &GATE_VARIANTS[VARIANT_SOFTMAX], seed);
         problem_t plain;
         cr_assert(problem_create(&plain, handle, &PLAIN, &options, &report), "%s", report.text);
         cr_assert(device_weights_init(plain.handle, plain.layer, 3, &plain.weights) == CUMOE_SUCCESS, "%s",
@@ -116,7 +116,7 @@ Test(layouts, created_weights_have_the_bits_of_borrowed_ones)
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
     for (int i = 0; i < NUM_SUITE_OPTIONS; i++) {
-        const problem_options_t options = suite_options(i, &GATE_VARIANTS[0], seed);
+        const problem_options_t options = suite_options(i, &GATE_VARIANTS[VARIANT_NOISY], seed);
         problem_t borrowed, created;
         cumoe_weights_t weights = {0}, gradients = {0};
         cr_assert(problem_create(&borrowed, handle, &PLAIN, &options, &report), "%s", report.text);

@@ -151,9 +151,10 @@ static void check_normal(const double *values, int64_t n, double std, report_t *
 
 static double initial_std(const problem_t *p, problem_matrix_t m)
 {
-    const bool noisy = p->options.variant.gate == CUMOE_GATE_NOISY_TOPK;
+    const cumoe_gate_kind_t gate = p->options.variant.gate;
+    const bool noisy = gate == CUMOE_GATE_NOISY_TOPK || gate == CUMOE_GATE_HIERARCHICAL;
     const real_view_t view = problem_matrix_view(p, &p->weights, m, 0);
-    if (m == MATRIX_GATE || m == MATRIX_NOISE) return noisy ? 0 : 0.02;
+    if (m < MATRIX_THRESHOLDS) return noisy ? 0 : 0.02;
     return m == MATRIX_UP || m == MATRIX_GLU || m == MATRIX_DOWN ? 1 / sqrt((double)view.cols) : 0;
 }
 
@@ -168,7 +169,9 @@ static void body_initial(problem_t *p, report_t *report)
     cr_assert(device_weights_init(p->handle, p->layer, 3, &w) == CUMOE_SUCCESS, "%s", cumoe_last_error());
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
         const int64_t n = problem_matrix_elements(p, m);
-        report_check(report, (*problem_matrix_pointer(&w, m) != NULL) == problem_has_matrix(p, m));
+        /* created weights have a selection bias, borrowed ones may */
+        if (m != MATRIX_GATE_BIAS)
+            report_check(report, (*problem_matrix_pointer(&w, m) != NULL) == problem_has_matrix(p, m));
         if (!problem_has_matrix(p, m)) continue;
         double *values = buffer_get(&p->buffers, (size_t)n * sizeof *values);
         problem_matrix_get(p, &again, m, values);

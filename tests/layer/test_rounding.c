@@ -31,7 +31,7 @@ Test(rounding, integers_have_the_bits_of_the_reference)
                                                .gradient_dtype = wide_gradients ? CUMOE_F32 : CUMOE_DTYPE_DEFAULT,
                                                .activation = activations[i & 1],
                                                .bias = i & 2,
-                                               .variant = GATE_VARIANTS[3],
+                                               .variant = GATE_VARIANTS[VARIANT_EXTERNAL],
                                                .seed = seed + (uint64_t)i};
             suite_one_case(handle, &INTEGERS[i >> 2 & 1], &options, body, &report);
         }
@@ -62,7 +62,7 @@ Test(rounding, f16_overflows_to_infinity)
     report_t report = {0};
     const problem_options_t options = {.dtype = CUMOE_F16,
                                        .activation = CUMOE_ACTIVATION_IDENTITY,
-                                       .variant = GATE_VARIANTS[3],
+                                       .variant = GATE_VARIANTS[VARIANT_EXTERNAL],
                                        .without_reference = true};
     problem_t p;
     cr_assert(problem_create(&p, handle, &layer_case, &options, &report), "%s", report.text);

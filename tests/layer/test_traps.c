@@ -11,7 +11,7 @@ static problem_options_t training_options(const char *test)
 {
     return (problem_options_t){.dtype = CUMOE_F32,
                                .activation = CUMOE_ACTIVATION_RELU,
-                               .variant = GATE_VARIANTS[0],
+                               .variant = GATE_VARIANTS[VARIANT_NOISY],
                                .seed = random_seed(test, 11)};
 }
 

@@ -4,7 +4,7 @@
 
 Test(combine, forward)
 {
-    for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("combine", &GATE_VARIANTS[v], stage_check_combine);
+    suite_all_gates("combine", stage_check_combine);
 }
 
 Test(combine, forward_pairwise)

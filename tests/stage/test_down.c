@@ -4,7 +4,7 @@
 
 Test(down, forward)
 {
-    for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("down", &GATE_VARIANTS[v], stage_check_down);
+    suite_all_routings("down", stage_check_down);
 }
 
 Test(down, forward_pairwise)
@@ -14,8 +14,7 @@ Test(down, forward_pairwise)
 
 Test(down, backward)
 {
-    for (int v = 0; v < NUM_GATE_VARIANTS; v++)
-        suite_all_cases("down_backward", &GATE_VARIANTS[v], stage_check_down_backward);
+    suite_all_routings("down_backward", stage_check_down_backward);
 }
 
 Test(down, backward_far_from_zero)

@@ -20,27 +20,52 @@ static void body_clamped(problem_t *p, report_t *report)
 
 Test(gate, live_tokens_are_clamped)
 {
-    suite_all_cases("live tokens", &GATE_VARIANTS[0], body_clamped);
+    suite_all_cases("live tokens", VARIANT_NOISY, body_clamped);
 }
 
 Test(gate, noisy_topk_in_training)
 {
-    suite_all_cases("gate", &GATE_VARIANTS[0], stage_check_gate);
+    suite_all_cases("gate", VARIANT_NOISY, stage_check_gate);
 }
 
 Test(gate, noisy_topk_at_inference)
 {
-    suite_all_cases("gate", &GATE_VARIANTS[1], stage_check_gate);
+    suite_all_cases("gate", VARIANT_NOISY_INFERENCE, stage_check_gate);
 }
 
 Test(gate, softmax)
 {
-    suite_all_cases("gate", &GATE_VARIANTS[2], stage_check_gate);
+    suite_all_cases("gate", VARIANT_SOFTMAX, stage_check_gate);
 }
 
 Test(gate, external)
 {
-    suite_all_cases("gate", &GATE_VARIANTS[3], stage_check_gate);
+    suite_all_cases("gate", VARIANT_EXTERNAL, stage_check_gate);
+}
+
+Test(gate, softmax_topk)
+{
+    suite_all_cases("gate", VARIANT_SOFTMAX_TOPK, stage_check_gate);
+    suite_all_cases("gate", VARIANT_SOFTMAX_TOPK_PLAIN, stage_check_gate);
+}
+
+Test(gate, sigmoid_topk)
+{
+    suite_all_cases("gate", VARIANT_SIGMOID, stage_check_gate);
+    suite_all_cases("gate", VARIANT_SIGMOID_PLAIN, stage_check_gate);
+}
+
+Test(gate, hierarchical)
+{
+    suite_all_cases("gate", VARIANT_HIERARCHICAL, stage_check_gate);
+    suite_all_cases("gate", VARIANT_HIERARCHICAL_INFERENCE, stage_check_gate);
+}
+
+Test(gate, balanced)
+{
+    suite_all_cases("gate", VARIANT_BALANCED, stage_check_gate);
+    suite_all_cases("gate", VARIANT_BALANCED_INFERENCE, stage_check_gate);
+    suite_all_cases("gate", VARIANT_BALANCED_FEW_ROWS, stage_check_gate);
 }
 
 Test(gate, pairwise)
@@ -50,7 +75,8 @@ Test(gate, pairwise)
 
 Test(gate, backward)
 {
-    for (int v = 0; v < 3; v++) suite_all_cases("gate_backward", &GATE_VARIANTS[v], stage_check_gate_backward);
+    for (int v = 0; v < NUM_GATE_VARIANTS; v++)
+        if (v != VARIANT_EXTERNAL) suite_all_cases("gate_backward", v, stage_check_gate_backward);
 }
 
 static void body_backward_gated(problem_t *p, report_t *report)

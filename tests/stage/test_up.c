@@ -4,7 +4,7 @@
 
 Test(up, forward)
 {
-    for (int v = 0; v < NUM_GATE_VARIANTS; v++) suite_all_cases("up", &GATE_VARIANTS[v], stage_check_up);
+    suite_all_routings("up", stage_check_up);
 }
 
 Test(up, forward_far_from_zero)
@@ -19,8 +19,7 @@ Test(up, forward_pairwise)
 
 Test(up, backward)
 {
-    for (int v = 0; v < NUM_GATE_VARIANTS; v++)
-        suite_all_cases("up_backward", &GATE_VARIANTS[v], stage_check_up_backward);
+    suite_all_routings("up_backward", stage_check_up_backward);
 }
 
 Test(up, backward_pairwise)

@@ -6,18 +6,24 @@
 
 /* What the numbers of a case look like. */
 typedef enum case_pattern {
-    PATTERN_RANDOM,            /* everything normal */
-    PATTERN_ONE_EXPERT,        /* the last expert is every token's first choice */
-    PATTERN_EMPTY_EXPERTS,     /* the first and the last expert get no token */
-    PATTERN_TIES,              /* all logits equal: w_gate = 0 */
-    PATTERN_ZERO_X,            /* x = 0: logits 0, pre-activations on the kink */
-    PATTERN_NONFINITE_WEIGHTS, /* gate rows of experts with NaN, +Inf, -Inf in them */
-    PATTERN_NONFINITE_TOKENS,  /* every third row of x is NaN */
-    PATTERN_ALL_REFUSED,       /* logits are all +Inf for one half of the tokens, all -Inf for the other */
-    PATTERN_SENTINELS,         /* EXTERNAL: -1, E, far outside, whole tokens without an expert */
-    PATTERN_DUPLICATES,        /* EXTERNAL: the same expert in every slot of a token */
-    PATTERN_LARGE,             /* EXTERNAL: rows of x up to a million times as large */
-    PATTERN_INTEGERS           /* EXTERNAL: small integers times powers of two, see problem_numbers.c */
+    PATTERN_RANDOM,               /* everything normal */
+    PATTERN_ONE_EXPERT,           /* the last expert is every token's first choice */
+    PATTERN_EMPTY_EXPERTS,        /* the first and the last expert get no token */
+    PATTERN_TIES,                 /* all logits equal: w_gate = 0 */
+    PATTERN_ZERO_X,               /* x = 0: logits 0, pre-activations on the kink */
+    PATTERN_NONFINITE_WEIGHTS,    /* gate rows of experts with NaN, +Inf, -Inf in them */
+    PATTERN_NONFINITE_TOKENS,     /* every third row of x is NaN */
+    PATTERN_ALL_REFUSED,          /* logits are all +Inf for one half of the tokens, all -Inf for the other;
+                                     HIERARCHICAL: those inside the groups */
+    PATTERN_PRIMARY_REFUSED,      /* HIERARCHICAL: the same for the groups */
+    PATTERN_LOW_THRESHOLDS,       /* BALANCED: all -1, every expert takes whom it can */
+    PATTERN_HIGH_THRESHOLDS,      /* BALANCED: all 2, nobody is taken */
+    PATTERN_NONFINITE_THRESHOLDS, /* BALANCED: NaN, +Inf, -Inf among them */
+    PATTERN_TWINS,                /* tokens 2i and 2i + 1 are equal */
+    PATTERN_SENTINELS,            /* EXTERNAL: -1, E, far outside, whole tokens without an expert */
+    PATTERN_DUPLICATES,           /* EXTERNAL: the same expert in every slot of a token */
+    PATTERN_LARGE,                /* EXTERNAL: rows of x up to a million times as large */
+    PATTERN_INTEGERS              /* EXTERNAL: small integers times powers of two, see problem_numbers.c */
 } case_pattern_t;
 
 typedef enum case_layout {
@@ -61,6 +67,8 @@ static const layer_case_t LAYER_CASES[] = {
     {"hundreds of experts",     67,   9,  5, 300, 7, .pattern = PATTERN_RANDOM},
     {"many tokens",           1500,   6,  5, 12,  2, .pattern = PATTERN_RANDOM, .mask_period = 7, .dead_tokens = 11},
     {"many choices",            17,   9, 11, 67, 33, .pattern = PATTERN_RANDOM},
+    {"groups",                  43,  13, 11, 15,  4, .pattern = PATTERN_RANDOM},
+    {"groups, all chosen",      23,  13, 11, 16,  8, .pattern = PATTERN_RANDOM, .mode = CUMOE_GRADIENT_ADD},
     {"one expert",              41,  15, 19,  6,  1, .pattern = PATTERN_ONE_EXPERT},
     {"one expert first",        41,  15, 19,  6,  2, .pattern = PATTERN_ONE_EXPERT},
     {"empty experts",           41,  15, 19,  7,  2, .pattern = PATTERN_EMPTY_EXPERTS},
@@ -70,7 +78,14 @@ static const layer_case_t LAYER_CASES[] = {
     {"gate weights not finite", 37,   9, 11,  8,  2, .pattern = PATTERN_NONFINITE_WEIGHTS},
     {"few usable logits",       37,   9, 11,  8,  6, .pattern = PATTERN_NONFINITE_WEIGHTS},
     {"tokens not finite",       37,   9, 11,  8,  2, .pattern = PATTERN_NONFINITE_TOKENS},
+    {"few usable tokens",       37,   9, 11,  8,  6, .pattern = PATTERN_NONFINITE_TOKENS},
     {"no usable logit",         37,   9, 11,  8,  2, .pattern = PATTERN_ALL_REFUSED},
+    {"no usable group",         37,   9, 11,  8,  2, .pattern = PATTERN_PRIMARY_REFUSED},
+    {"low thresholds",          37,   9, 11,  8,  2, .pattern = PATTERN_LOW_THRESHOLDS, .mask_period = 5,
+     .dead_tokens = 3},
+    {"high thresholds",         37,   9, 11,  8,  2, .pattern = PATTERN_HIGH_THRESHOLDS},
+    {"thresholds not finite",   37,   9, 11,  8,  2, .pattern = PATTERN_NONFINITE_THRESHOLDS},
+    {"twins",                   38,   9, 11,  8,  2, .pattern = PATTERN_TWINS},
     {"sentinels",               37,   9, 11,  8,  3, .pattern = PATTERN_SENTINELS},
     {"sentinels, wide",         37,   9, 11,  8,  3, .pattern = PATTERN_SENTINELS, .wide_index = 1},
     {"duplicates",              37,   9, 11,  8,  3, .pattern = PATTERN_DUPLICATES},
@@ -103,16 +118,78 @@ typedef struct gate_variant {
     const char *name;
     cumoe_gate_kind_t gate;
     int32_t training;
+    int32_t renormalize; /* SOFTMAX_TOPK, SIGMOID_TOPK */
+    int32_t gate_bias;   /* SIGMOID_TOPK: there is one */
+    int32_t max_rows;    /* BALANCED: config.max_rows in percent of T * K; 0 = 0 */
 } gate_variant_t;
 
-static const gate_variant_t GATE_VARIANTS[] = {
-    {"noisy top-k, training", CUMOE_GATE_NOISY_TOPK, 1},
-    {"noisy top-k, inference", CUMOE_GATE_NOISY_TOPK, 0},
-    {"softmax", CUMOE_GATE_SOFTMAX, 1},
-    {"external", CUMOE_GATE_EXTERNAL, 1},
+enum {
+    VARIANT_NOISY,
+    VARIANT_NOISY_INFERENCE,
+    VARIANT_SOFTMAX,
+    VARIANT_EXTERNAL,
+    VARIANT_SOFTMAX_TOPK,
+    VARIANT_SOFTMAX_TOPK_PLAIN,
+    VARIANT_SIGMOID,
+    VARIANT_SIGMOID_PLAIN,
+    VARIANT_HIERARCHICAL,
+    VARIANT_HIERARCHICAL_INFERENCE,
+    VARIANT_BALANCED,
+    VARIANT_BALANCED_INFERENCE,
+    VARIANT_BALANCED_FEW_ROWS,
+    NUM_GATE_VARIANTS
 };
 
-enum { NUM_GATE_VARIANTS = sizeof GATE_VARIANTS / sizeof *GATE_VARIANTS };
+static const gate_variant_t GATE_VARIANTS[NUM_GATE_VARIANTS] = {
+    {"noisy top-k, training", CUMOE_GATE_NOISY_TOPK, .training = 1},
+    {"noisy top-k, inference", CUMOE_GATE_NOISY_TOPK, .training = 0},
+    {"softmax", CUMOE_GATE_SOFTMAX, .training = 1},
+    {"external", CUMOE_GATE_EXTERNAL, .training = 1},
+    {"softmax top-k, renormalized", CUMOE_GATE_SOFTMAX_TOPK, .training = 1, .renormalize = 1},
+    {"softmax top-k", CUMOE_GATE_SOFTMAX_TOPK, .training = 0},
+    {"sigmoid top-k, renormalized", CUMOE_GATE_SIGMOID_TOPK, .training = 1, .renormalize = 1, .gate_bias = 1},
+    {"sigmoid top-k", CUMOE_GATE_SIGMOID_TOPK, .training = 0},
+    {"hierarchical, training", CUMOE_GATE_HIERARCHICAL, .training = 1},
+    {"hierarchical, inference", CUMOE_GATE_HIERARCHICAL, .training = 0},
+    {"balanced, training", CUMOE_GATE_BALANCED, .training = 1, .max_rows = 150},
+    {"balanced, inference", CUMOE_GATE_BALANCED, .training = 0},
+    {"balanced, few rows", CUMOE_GATE_BALANCED, .training = 0, .max_rows = 60},
+};
+
+/* Groups for a case of HIERARCHICAL: of the divisors of E that leave room for K choices the one nearest to 2, 3 or
+ * E / 2, as the number of tokens says. One group, and groups of one expert, come about where E is prime. K is
+ * divided as evenly as may be, the larger half for the groups where H is odd. */
+typedef struct case_groups {
+    int32_t groups, top_k_groups;
+} case_groups_t;
+
+/* The most even way to choose K of E experts in G groups; 0 = there is none. */
+static inline int32_t case_top_k_groups(const layer_case_t *c, int32_t groups)
+{
+    const int32_t K = c->top_k;
+    int32_t best = 0, best_larger = K + 1;
+    for (int32_t k = 1; k <= groups && k <= K; k++) {
+        const int32_t larger = k > K / k ? k : K / k;
+        if (K % k != 0 || K / k > c->experts / groups) continue;
+        if (larger > best_larger || (larger == best_larger && c->hidden_size % 2 == 0)) continue;
+        best = k;
+        best_larger = larger;
+    }
+    return best;
+}
+
+static inline case_groups_t case_groups(const layer_case_t *c)
+{
+    const int32_t E = c->experts, wanted = c->tokens % 2 == 0 ? E / 2 : c->tokens % 16 == 13 ? 2 : 3;
+    case_groups_t best = {0, 0};
+    for (int32_t g = 1; g <= E; g++) {
+        const int32_t k = E % g == 0 ? case_top_k_groups(c, g) : 0;
+        const int32_t distance = g > wanted ? g - wanted : wanted - g;
+        const int32_t best_distance = best.groups > wanted ? best.groups - wanted : wanted - best.groups;
+        if (k > 0 && (best.groups == 0 || distance <= best_distance)) best = (case_groups_t){g, k};
+    }
+    return best;
+}
 
 /* Activations far from zero: exponentials overflow and vanish there. */
 static const layer_case_t LARGE_CASE = {"far from zero", 35, 9, 11, 4, 2, .pattern = PATTERN_LARGE};
@@ -120,12 +197,27 @@ static const layer_case_t LARGE_CASE = {"far from zero", 35, 9, 11, 4, 2, .patte
 /* Does the pattern mean anything with this gate? */
 static inline int case_applies(const layer_case_t *layer_case, const gate_variant_t *variant)
 {
-    const int external_only = layer_case->pattern == PATTERN_SENTINELS ||
-                              layer_case->pattern == PATTERN_DUPLICATES || layer_case->pattern >= PATTERN_LARGE;
-    if (variant->gate == CUMOE_GATE_EXTERNAL)
-        return external_only || layer_case->pattern == PATTERN_RANDOM || layer_case->pattern == PATTERN_ZERO_X ||
-               layer_case->pattern == PATTERN_ONE_EXPERT || layer_case->pattern == PATTERN_EMPTY_EXPERTS;
-    return !external_only;
+    switch (layer_case->pattern) {
+    case PATTERN_SENTINELS:
+    case PATTERN_DUPLICATES:
+    case PATTERN_LARGE:
+    case PATTERN_INTEGERS:
+        return variant->gate == CUMOE_GATE_EXTERNAL;
+    case PATTERN_PRIMARY_REFUSED:
+        return variant->gate == CUMOE_GATE_HIERARCHICAL;
+    case PATTERN_LOW_THRESHOLDS:
+    case PATTERN_HIGH_THRESHOLDS:
+    case PATTERN_NONFINITE_THRESHOLDS:
+    case PATTERN_TWINS:
+        return variant->gate == CUMOE_GATE_BALANCED;
+    case PATTERN_RANDOM:
+    case PATTERN_ZERO_X:
+    case PATTERN_ONE_EXPERT:
+    case PATTERN_EMPTY_EXPERTS:
+        return 1;
+    default:
+        return variant->gate != CUMOE_GATE_EXTERNAL;
+    }
 }
 
 #endif

@@ -2,11 +2,22 @@
 
 #include "host/philox.h"
 
-void noise_fill(uint64_t seed, uint32_t stream, uint64_t offset, int64_t first_token, int64_t tokens,
-                int64_t experts, double *noise)
+static double normal(noise_name_t name, int64_t t, int32_t level, int64_t number)
 {
+    return (double)cumoe_noise_normal(name.seed, name.stream, name.offset, name.first_token + t, level,
+                                      (int32_t)number);
+}
+
+void noise_fill(noise_name_t name, int64_t tokens, int64_t experts, int64_t group_size, double *noise)
+{
+    const int64_t numbers = (group_size + 3) / 4 * 4; /* of a group */
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t e = 0; e < experts; e++)
-            *noise++ =
-                (double)cumoe_noise_normal(seed, stream, offset, first_token + t, CUMOE_NOISE_FLAT, (int32_t)e);
+            *noise++ = normal(name, t, CUMOE_NOISE_FLAT, e / group_size * numbers + e % group_size);
+}
+
+void noise_fill_primary(noise_name_t name, int64_t tokens, int64_t groups, double *noise)
+{
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t g = 0; g < groups; g++) *noise++ = normal(name, t, CUMOE_NOISE_PRIMARY, g);
 }

@@ -4,8 +4,18 @@
 
 #include <stdint.h>
 
-/* noise[t * E + e] = the normal of (seed, stream, offset, first_token + t, flat gate, e). */
-void noise_fill(uint64_t seed, uint32_t stream, uint64_t offset, int64_t first_token, int64_t tokens,
-                int64_t experts, double *noise);
+/* What the normals of a call have in common. */
+typedef struct noise_name {
+    uint64_t seed, offset;
+    uint32_t stream;
+    int64_t first_token;
+} noise_name_t;
+
+/* noise[t * E + e] = the normal of (name, token t, flat gate, e). With groups of group_size experts each (else E)
+ * every group begins with a normal whose number is a multiple of 4. */
+void noise_fill(noise_name_t name, int64_t tokens, int64_t experts, int64_t group_size, double *noise);
+
+/* noise[t * G + g]: the same for the primary gate. */
+void noise_fill_primary(noise_name_t name, int64_t tokens, int64_t groups, double *noise);
 
 #endif

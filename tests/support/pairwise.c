@@ -1,9 +1,14 @@
 #include "tests/support/pairwise.h"
 
+/* Of kinds with several variants those that differ most. */
+static const int GATES[] = {VARIANT_NOISY,        VARIANT_NOISY_INFERENCE,    VARIANT_SOFTMAX,
+                            VARIANT_EXTERNAL,     VARIANT_SOFTMAX_TOPK_PLAIN, VARIANT_SIGMOID,
+                            VARIANT_HIERARCHICAL, VARIANT_BALANCED,           VARIANT_BALANCED_FEW_ROWS};
+
 static const int LEVELS[NUM_FACTORS] = {
     [FACTOR_ACTIVATION] = CUMOE_ACTIVATION_IDENTITY + 1,
     [FACTOR_DTYPE] = 4,
-    [FACTOR_GATE] = NUM_GATE_VARIANTS,
+    [FACTOR_GATE] = sizeof GATES / sizeof *GATES,
     [FACTOR_GLU] = 4,
     [FACTOR_LAYOUT] = 3,
     [FACTOR_BIAS] = 2,
@@ -32,10 +37,10 @@ const pairs_t PAIRWISE = {.factors = NUM_FACTORS, .levels = LEVELS, .admissible 
 void pairwise_case(int i, int n, uint64_t seed, layer_case_t *layer_case, problem_options_t *options)
 {
     static const layer_case_t sizes[] = {
-        {"pairwise", 53, 37, 19, 7, 2, .pattern = PATTERN_RANDOM},
+        {"pairwise", 53, 37, 19, 9, 2, .pattern = PATTERN_RANDOM},
         {"pairwise, deep experts", 19, 23, 701, 5, 3, .pattern = PATTERN_RANDOM},
         {"pairwise, deep rows", 23, 701, 21, 6, 2, .pattern = PATTERN_RANDOM},
-        {"pairwise, many tokens", 101, 23, 53, 11, 3, .pattern = PATTERN_RANDOM},
+        {"pairwise, many tokens", 101, 23, 53, 15, 3, .pattern = PATTERN_RANDOM},
     };
     int row[NUM_FACTORS];
     pairs_combination(&PAIRWISE, i, row);
@@ -56,7 +61,7 @@ void pairwise_case(int i, int n, uint64_t seed, layer_case_t *layer_case, proble
         .gradient_dtype = row[FACTOR_GRADIENT_DTYPE] ? CUMOE_F32 : CUMOE_DTYPE_DEFAULT,
         .activation = (cumoe_activation_t)row[FACTOR_ACTIVATION],
         .bias = row[FACTOR_BIAS],
-        .variant = GATE_VARIANTS[row[FACTOR_GATE]],
+        .variant = GATE_VARIANTS[GATES[row[FACTOR_GATE]]],
         .seed = seed + (uint64_t)n,
         .recompute = row[FACTOR_RECOMPUTE],
     };

@@ -9,7 +9,7 @@
 typedef enum pairwise_factor {
     FACTOR_ACTIVATION,
     FACTOR_DTYPE,
-    FACTOR_GATE, /* index into GATE_VARIANTS */
+    FACTOR_GATE, /* one of GATE_VARIANTS of every kind */
     FACTOR_GLU,
     FACTOR_LAYOUT,
     FACTOR_BIAS,
@@ -22,7 +22,7 @@ typedef enum pairwise_factor {
 
 extern const pairs_t PAIRWISE;
 
-enum { MAX_PAIRWISE = 100 };
+enum { MAX_PAIRWISE = 150 };
 
 /* Case and options for combination number i of PAIRWISE; other sizes, masks and strides for other n. */
 void pairwise_case(int i, int n, uint64_t seed, layer_case_t *layer_case, problem_options_t *options);

@@ -4,8 +4,9 @@
 
 #include <stdio.h>
 
-/* Upstream gradients of the losses; the last three belong to losses that these gates do not have. */
-static const double LOSS_GRADIENT[CUMOE_NUM_LOSSES] = {0.75, 1.25, 3, 3, 3};
+/* Upstream gradients of the losses, those of a call and those of the config; the last three belong to no loss. */
+static const double LOSS_GRADIENT[CUMOE_NUM_LOSSES] = {0.75, 1.25, 0.875, 0.375, 1.5, 3, 3, 3};
+static const float LOSS_WEIGHT[CUMOE_NUM_LOSSES] = {0.1F, 0.1F, 0.25F, 0.125F, 1};
 
 static const uint64_t NOISE_OFFSET = (UINT64_C(1) << 33) + 3;
 
@@ -63,7 +64,7 @@ static void set_external(problem_t *p)
 
 static void set_forward(problem_t *p)
 {
-    const int64_t T = p->tokens, E = p->experts, K = p->top_k, stride = p->hidden_size + p->layer_case.stride_gap;
+    const int64_t T = p->tokens, E = p->experts, stride = p->hidden_size + p->layer_case.stride_gap;
     p->forward = (cumoe_forward_args_t){
         .struct_size = sizeof p->forward,
         .num_tokens = T,
@@ -77,8 +78,8 @@ static void set_forward(problem_t *p)
         .seed = p->options.seed,
         .offset = NOISE_OFFSET,
         .first_token = p->layer_case.first_token,
-        .chosen_expert = buffer_get(&p->buffers, (size_t)(T * K) * sizeof(int32_t)),
-        .chosen_weight = reals_buffer(p, p->gate_type, NULL, T * K),
+        .chosen_expert = buffer_get(&p->buffers, (size_t)p->max_slots * sizeof(int32_t)),
+        .chosen_weight = reals_buffer(p, p->gate_type, NULL, p->max_slots),
         .expert_count = buffer_get(&p->buffers, (size_t)E * sizeof(int32_t)),
         .importance = reals_buffer(p, p->gate_type, NULL, E),
         .load = reals_buffer(p, p->gate_type, NULL, E),
@@ -89,6 +90,10 @@ static void set_forward(problem_t *p)
         .saved = buffer_get(&p->buffers, p->saved_size),
         .saved_size = p->saved_size,
     };
+    if (p->options.variant.gate == CUMOE_GATE_BALANCED) {
+        p->forward.chosen_offset = buffer_get(&p->buffers, (size_t)(T + 1) * sizeof(int32_t));
+        if (p->options.variant.training) p->forward.batch_threshold = reals_buffer(p, p->gate_type, NULL, E);
+    }
     if (p->layer_case.dead_tokens == 0) return;
     p->call = buffer_get(&p->buffers, sizeof *p->call);
     *p->call = (cumoe_call_t){p->options.seed, NOISE_OFFSET, p->layer_case.first_token, p->live_tokens};
@@ -133,23 +138,38 @@ static void set_weights(problem_t *p)
     problem_weights_layout(p, &p->weights, c->glu, c->layout, p->weight_bytes);
     problem_weights_layout(p, &p->gradients, plain ? CUMOE_GLU_SEPARATE : c->glu, plain ? LAYOUT_PLAIN : c->layout,
                            p->gradient_bytes);
+    p->gradients.gate_bias = NULL; /* it has no gradient */
+    p->gradient_bytes[MATRIX_GATE_BIAS] = 0;
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
         if (problem_has_matrix(p, m)) problem_matrix_set(p, &p->weights, m, p->values[m]);
+}
+
+static void set_gate(problem_t *p)
+{
+    const gate_variant_t *variant = &p->options.variant;
+    const bool of_all_logits = variant->gate == CUMOE_GATE_SOFTMAX_TOPK || variant->gate == CUMOE_GATE_SIGMOID_TOPK;
+    const int64_t average = p->tokens * p->top_k;
+    p->config.top_k = variant->gate == CUMOE_GATE_SOFTMAX ? 0 : (int32_t)p->top_k;
+    p->config.gate = variant->gate;
+    p->config.noise_stream = NOISE_STREAM;
+    p->config.num_groups = (int32_t)p->groups;
+    p->config.top_k_groups = (int32_t)p->top_k_groups;
+    if (of_all_logits) p->config.renormalize = variant->renormalize;
+    p->config.max_rows = p->input.max_rows = (average * variant->max_rows + 99) / 100;
+    for (int l = 0; l < CUMOE_NUM_LOSSES; l++) p->config.loss_weight[l] = LOSS_WEIGHT[l];
 }
 
 static bool set_layer(problem_t *p, report_t *report)
 {
     cumoe_status_t status = cumoe_config_init(&p->config);
+    set_gate(p);
     p->config.hidden_size = (int32_t)p->hidden_size;
     p->config.intermediate_size = p->layer_case.intermediate_size;
     p->config.num_experts = (int32_t)p->experts;
-    p->config.top_k = p->options.variant.gate == CUMOE_GATE_SOFTMAX ? 0 : (int32_t)p->top_k;
     p->config.dtype = p->options.dtype;
     p->config.activation = p->options.activation;
     p->config.swiglu_limit = SWIGLU_LIMIT;
     p->config.expert_bias = p->options.bias;
-    p->config.gate = p->options.variant.gate;
-    p->config.noise_stream = NOISE_STREAM;
     p->config.recompute = p->options.recompute;
     p->config.max_threads = p->options.max_threads;
     p->config.max_sms = p->options.max_sms;
@@ -157,6 +177,7 @@ static bool set_layer(problem_t *p, report_t *report)
     if (status == CUMOE_SUCCESS) status = cumoe_layer_create(&p->layer, p->handle, &p->config);
     if (status == CUMOE_SUCCESS)
         status = cumoe_layer_buffer_sizes(p->layer, p->tokens, &p->workspace_size, &p->saved_size);
+    if (status == CUMOE_SUCCESS) status = cumoe_layer_max_rows(p->layer, p->tokens, &p->max_rows, &p->max_slots);
     if (status != CUMOE_SUCCESS) report_fail(report, "%s: %s", p->name, cumoe_last_error());
     return status == CUMOE_SUCCESS;
 }
@@ -190,6 +211,10 @@ static void set_sizes(problem_t *p)
         p->options.activation == CUMOE_ACTIVATION_IDENTITY ? c->hidden_size : c->intermediate_size;
     p->experts = c->experts;
     p->top_k = p->options.variant.gate == CUMOE_GATE_SOFTMAX ? c->experts : c->top_k;
+    if (p->options.variant.gate == CUMOE_GATE_HIERARCHICAL) {
+        const case_groups_t groups = case_groups(c);
+        p->groups = groups.groups, p->top_k_groups = groups.top_k_groups;
+    }
     p->input = (reference_input_t){
         .gate = p->options.variant.gate,
         .activation = p->options.activation,
@@ -202,6 +227,9 @@ static void set_sizes(problem_t *p)
         .intermediate_size = p->intermediate_size,
         .experts = p->experts,
         .top_k = p->top_k,
+        .groups = p->groups,
+        .top_k_groups = p->top_k_groups,
+        .renormalize = p->options.variant.renormalize,
         .training = p->options.variant.training,
     };
     /* Tensor cores multiply numbers of 16 bits, and this factor has no array that the caller sees. */
@@ -211,10 +239,12 @@ static void set_sizes(problem_t *p)
 /* Everything of a call but the numbers. */
 static void set_input(problem_t *p)
 {
+    const noise_name_t name = {p->options.seed, NOISE_OFFSET, NOISE_STREAM, p->layer_case.first_token};
     double *noise = buffer_get(&p->buffers, (size_t)(p->tokens * p->experts) * sizeof *noise);
-    noise_fill(p->options.seed, NOISE_STREAM, NOISE_OFFSET, p->layer_case.first_token, p->tokens, p->experts,
-               noise);
-    p->input.noise = noise;
+    double *primary = buffer_get(&p->buffers, (size_t)(p->tokens * p->groups) * sizeof *primary);
+    noise_fill(name, p->tokens, p->experts, p->groups ? p->experts / p->groups : p->experts, noise);
+    noise_fill_primary(name, p->tokens, p->groups, primary);
+    p->input.noise = noise, p->input.noise_primary = primary;
     p->input.noise_epsilon = (double)p->config.noise_epsilon;
     p->input.swiglu_limit = (double)p->config.swiglu_limit;
     p->input.swiglu_alpha = (double)p->config.swiglu_alpha;

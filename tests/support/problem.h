@@ -26,10 +26,14 @@ typedef struct problem_options {
     bool without_reference; /* no expected values (large cases): margins are not looked at */
 } problem_options_t;
 
-/* The arrays of parameters in a layer. A bias is a matrix with one row. */
+/* The arrays of parameters in a layer. A bias is a matrix with one row, a threshold one with one element. */
 typedef enum problem_matrix {
     MATRIX_GATE,
     MATRIX_NOISE,
+    MATRIX_GATE_PRIMARY,
+    MATRIX_NOISE_PRIMARY,
+    MATRIX_THRESHOLDS,
+    MATRIX_GATE_BIAS,
     MATRIX_UP,
     MATRIX_GLU,
     MATRIX_UP_BIAS,
@@ -51,8 +55,10 @@ typedef struct problem {
     buffer_list_t buffers;
     cumoe_dtype_t gate_type; /* F32, or F64 with F64 */
     int64_t tokens, live_tokens, hidden_size, experts;
-    int64_t intermediate_size; /* hidden_size for IDENTITY */
-    int64_t top_k;             /* slots of a token */
+    int64_t intermediate_size;    /* hidden_size for IDENTITY */
+    int64_t top_k;                /* slots of a token, but for BALANCED */
+    int64_t groups, top_k_groups; /* HIERARCHICAL, else 0 */
+    int64_t max_rows, max_slots;  /* cumoe_layer_max_rows() */
 
     cumoe_call_t *call; /* NULL when the numbers stand in the argument struct */
     cumoe_weights_t weights, gradients;
@@ -62,8 +68,8 @@ typedef struct problem {
     cumoe_forward_args_t forward;
     cumoe_backward_args_t backward;
 
-    double *values[NUM_MATRICES];          /* [E, rows, cols]; NULL where there is no matrix */
-    double *gradient_before[NUM_MATRICES]; /* [E, rows, cols]: what is there before the backward call */
+    double *values[NUM_MATRICES];          /* [blocks, rows, cols]; NULL where there is no matrix */
+    double *gradient_before[NUM_MATRICES]; /* [blocks, rows, cols]: what is there before the backward call */
     reference_input_t input;
     reference_result_t expected;
 } problem_t;
@@ -119,21 +125,30 @@ double problem_limit(const problem_t *problem);
 
 bool problem_has_matrix(const problem_t *problem, problem_matrix_t matrix);
 
+/* gate_bias has none. */
+bool problem_has_gradient(const problem_t *problem, problem_matrix_t matrix);
+
+/* How many matrices there are: one for each expert, or for each group. */
+int64_t problem_matrix_blocks(const problem_t *problem, problem_matrix_t matrix);
+
+/* The slots that the expected choices fill: the rest is nobody's. */
+int64_t problem_num_slots(const problem_t *problem);
+
 bool problem_has_glu(const problem_t *problem);
 
 /* Draw the numbers of a case, and find the reference's answer to them. */
 void problem_draw_numbers(problem_t *problem, random_state_t *random);
 bool problem_find_answer(problem_t *problem, random_state_t *random, report_t *report);
 
-/* Where a matrix of one expert stands inside weights or gradients. */
+/* Where a matrix of one expert or group stands inside weights or gradients. */
 real_view_t problem_matrix_view(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,
-                                int64_t expert);
+                                int64_t block);
 
 /* Give weights a layout and buffers; bytes[] takes the size of every array. */
 void problem_weights_layout(problem_t *problem, cumoe_weights_t *weights, cumoe_glu_placement_t glu,
                             case_layout_t layout, size_t *bytes);
 
-/* Between a matrix of all experts as the reference has it, [E, rows, cols], and as the library has it. */
+/* Between a matrix of all experts as the reference has it, [blocks, rows, cols], and as the library has it. */
 void problem_matrix_set(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,
                         const double *values);
 void problem_matrix_get(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,

@@ -42,7 +42,7 @@ typedef struct output {
     size_t size;
 } output_t;
 
-enum { MAX_OUTPUTS = 2 + NUM_MATRICES };
+enum { MAX_OUTPUTS = 2 + NUM_MATRICES }; /* those of forward are no more */
 
 static size_t row_bytes(const problem_t *p, int64_t stride)
 {
@@ -52,19 +52,23 @@ static size_t row_bytes(const problem_t *p, int64_t stride)
 static int forward_outputs(const problem_t *p, output_t *outputs)
 {
     const cumoe_forward_args_t *a = &p->forward;
-    const size_t real = real_size(p->gate_type), E = (size_t)p->experts, slots = (size_t)(p->tokens * p->top_k);
+    const size_t real = real_size(p->gate_type), E = (size_t)p->experts, slots = (size_t)p->max_slots;
     const output_t all[] = {
         {"y", a->y, row_bytes(p, a->y_stride)},
         {"chosen_expert", a->chosen_expert, slots * sizeof(int32_t)},
         {"chosen_weight", a->chosen_weight, slots * real},
+        {"chosen_offset", a->chosen_offset, (size_t)(p->tokens + 1) * sizeof(int32_t)},
         {"expert_count", a->expert_count, E * sizeof(int32_t)},
         {"importance", a->importance, E * real},
         {"load", a->load, E * real},
+        {"batch_threshold", a->batch_threshold, E * real},
         {"losses", a->losses, CUMOE_NUM_LOSSES * real},
         {"statistics", a->statistics, sizeof *a->statistics},
     };
-    memcpy(outputs, all, sizeof all);
-    return (int)(sizeof all / sizeof *all);
+    int n = 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].data) outputs[n++] = all[i];
+    return n;
 }
 
 static int backward_outputs(const problem_t *p, output_t *outputs)
@@ -120,7 +124,7 @@ void problem_reset_gradients(problem_t *p)
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
         if (p->gradient_bytes[m]) buffer_poison(*problem_matrix_pointer(&p->gradients, m), p->gradient_bytes[m]);
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
-        if (problem_has_matrix(p, m)) problem_matrix_set(p, &p->gradients, m, p->gradient_before[m]);
+        if (problem_has_gradient(p, m)) problem_matrix_set(p, &p->gradients, m, p->gradient_before[m]);
 }
 
 void problem_poison_outputs(problem_t *p, bool backward)
@@ -186,14 +190,27 @@ real_view_t problem_rows_view(const problem_t *p, const void *data, int64_t stri
     return (real_view_t){(void *)data, p->options.dtype, p->tokens, p->hidden_size, stride, 1};
 }
 
+int64_t problem_num_slots(const problem_t *p)
+{
+    return p->expected.token_slot[p->tokens];
+}
+
 /* Padding and tokens that are not live have no experts. */
 static void check_choices(const problem_t *p, report_t *report)
 {
-    const int64_t slots = p->tokens * p->top_k;
+    const int64_t slots = problem_num_slots(p);
+    if (p->forward.chosen_offset) {
+        const int failures = report->failures;
+        compare_bits(report, "chosen_offset", p->forward.chosen_offset, p->expected.token_slot,
+                     (size_t)(p->tokens + 1) * sizeof(int32_t));
+        if (report->failures > failures) return;
+    }
     for (int64_t s = 0; s < slots; s++)
         if (p->forward.chosen_expert[s] != p->expected.expert[s]) {
-            report_fail(report, "chosen_expert: slot %" PRId64 " of token %" PRId64 " is %d, expected %d",
-                        s % p->top_k, s / p->top_k, p->forward.chosen_expert[s], p->expected.expert[s]);
+            const int32_t token = p->expected.slot_token[s];
+            report_fail(report, "chosen_expert: slot %" PRId64 " of token %d is %d, expected %d",
+                        s - p->expected.token_slot[token], token, p->forward.chosen_expert[s],
+                        p->expected.expert[s]);
             break;
         }
     compare_vector(report, "chosen_weight", p->forward.chosen_weight, p->gate_type, slots, p->expected.weight,
@@ -203,14 +220,19 @@ static void check_choices(const problem_t *p, report_t *report)
             report_check(report, real_get(p->forward.chosen_weight, p->gate_type, s) == 0);
 }
 
-/* CV^2 of numbers that are off by a relative limit: CV is off by about the limit. */
+/* CV^2 of numbers that are off by a relative limit: CV is off by about the limit, and so is the root of the mean
+ * square of Z. SWITCH is a sum of positive terms. THRESHOLD is one of terms that cancel. */
 static void check_losses(const problem_t *p, report_t *report)
 {
     const double limit = problem_sum_limit(p);
     for (int l = 0; l < CUMOE_NUM_LOSSES; l++) {
         const double actual = real_get(p->forward.losses, p->gate_type, l), expected = p->expected.losses[l];
-        const double allowed = limit * (expected + 2 * sqrt(expected) + limit);
-        if (!(fabs(actual - expected) <= allowed))
+        const double size =
+            l == CUMOE_LOSS_THRESHOLD ? p->expected.threshold_loss_size : expected + 2 * sqrt(expected);
+        const double allowed = limit * (size + limit);
+        const bool as_expected = isfinite(expected) ? fabs(actual - expected) <= allowed
+                                                    : actual == expected || (isnan(actual) && isnan(expected));
+        if (!as_expected)
             report_fail(report, "losses[%d] = %.9g, expected %.9g +- %.3g", l, actual, expected, allowed);
     }
 }
@@ -236,7 +258,7 @@ static void check_statistics(const problem_t *p, report_t *report)
     check_count(report, "nan_logits", a->nan_logits, e->nan_logits);
     check_count(report, "nan_tokens", a->nan_tokens, e->nan_tokens);
     check_count(report, "bad_indices", a->bad_indices, e->bad_indices);
-    check_count(report, "dropped_rows", a->dropped_rows, 0);
+    check_count(report, "dropped_rows", a->dropped_rows, e->dropped_rows);
     check_count(report, "exchange_overflow", a->exchange_overflow, 0);
     check_count(report, "max_count", a->max_count, e->max_count);
     check_ratio(report, "cv_importance", a->cv_importance, e->cv_importance, limit);
@@ -257,6 +279,9 @@ void problem_check_gate(problem_t *p, report_t *report)
                    problem_sum_limit(p));
     compare_vector(report, "load", p->forward.load, p->gate_type, p->experts, p->expected.load,
                    problem_sum_limit(p));
+    if (p->forward.batch_threshold)
+        compare_vector(report, "batch_threshold", p->forward.batch_threshold, p->gate_type, p->experts,
+                       p->expected.batch_threshold, problem_gate_limit(p));
     check_losses(p, report);
     check_statistics(p, report);
 }
@@ -283,17 +308,27 @@ void problem_check_forward(problem_t *p, report_t *report)
 
 static const double *expected_gradient(const problem_t *p, problem_matrix_t matrix)
 {
-    const double *const gradients[NUM_MATRICES] = {p->expected.dw_gate, p->expected.dw_noise, p->expected.dw_up,
-                                                   p->expected.dw_glu,  p->expected.db_up,    p->expected.db_glu,
-                                                   p->expected.dw_down, p->expected.db_down};
+    const reference_result_t *r = &p->expected;
+    const double *const gradients[NUM_MATRICES] = {
+        r->dw_gate, r->dw_noise, r->dw_gate_primary, r->dw_noise_primary, r->dthresholds, NULL,
+        r->dw_up,   r->dw_glu,   r->db_up,           r->db_glu,           r->dw_down,     r->db_down};
     return gradients[matrix];
+}
+
+/* How large its terms are before they cancel. */
+static const double *gradient_terms(const problem_t *p, problem_matrix_t matrix)
+{
+    const reference_result_t *r = &p->expected;
+    const double *const terms[] = {r->dw_gate_size, r->dw_noise_size, r->dw_gate_primary_size,
+                                   r->dw_noise_primary_size};
+    return matrix < MATRIX_THRESHOLDS ? terms[matrix] : expected_gradient(p, matrix);
 }
 
 /* An expert without rows: zeros with WRITE, nothing happened with ADD. */
 static void check_idle_experts(const problem_t *p, problem_matrix_t matrix, const double *actual, report_t *report)
 {
     const int64_t elements = problem_matrix_elements(p, matrix) / p->experts;
-    if (matrix == MATRIX_GATE || matrix == MATRIX_NOISE) return;
+    if (matrix < MATRIX_UP) return;
     for (int64_t e = 0; e < p->experts; e++) {
         if (p->expected.count[e] > 0) continue;
         for (int64_t i = e * elements; i < (e + 1) * elements; i++) {
@@ -312,9 +347,7 @@ static void check_gradient(problem_t *p, problem_matrix_t matrix, report_t *repo
     const bool add = p->layer_case.mode == CUMOE_GRADIENT_ADD;
     const cumoe_dtype_t dtype = problem_matrix_view(p, &p->gradients, matrix, 0).dtype;
     const double *computed = expected_gradient(p, matrix), *before = p->gradient_before[matrix];
-    const double *terms = matrix == MATRIX_GATE    ? p->expected.dw_gate_size
-                          : matrix == MATRIX_NOISE ? p->expected.dw_noise_size
-                                                   : computed;
+    const double *terms = gradient_terms(p, matrix);
     double *values = malloc((size_t)(3 * n) * sizeof *values);
     if (!values) {
         report_fail(report, "no memory to compare");
@@ -336,8 +369,8 @@ static void check_gradient(problem_t *p, problem_matrix_t matrix, report_t *repo
 static void check_gaps(problem_t *p, problem_matrix_t first, problem_matrix_t last, report_t *report)
 {
     for (problem_matrix_t m = first; m <= last; m++)
-        for (int64_t e = 0; e < p->experts && problem_has_matrix(p, m); e++) {
-            const real_view_t view = problem_matrix_view(p, &p->gradients, m, e);
+        for (int64_t b = 0; b < problem_matrix_blocks(p, m) && problem_has_gradient(p, m); b++) {
+            const real_view_t view = problem_matrix_view(p, &p->gradients, m, b);
             for (int64_t i = 0; i < view.rows * view.cols; i++)
                 buffer_poison((char *)view.data +
                                   (size_t)(i / view.cols * view.row_stride + i % view.cols * view.col_stride) *
@@ -355,7 +388,7 @@ void problem_check_gradients(problem_t *p, problem_matrix_t first, problem_matri
     report->context = p->name;
     const bool tokens_finite = p->layer_case.pattern != PATTERN_NONFINITE_TOKENS;
     for (problem_matrix_t m = first; m <= last; m++)
-        if (problem_has_matrix(p, m) && (tokens_finite || m >= MATRIX_UP)) check_gradient(p, m, report);
+        if (problem_has_gradient(p, m) && (tokens_finite || m >= MATRIX_THRESHOLDS)) check_gradient(p, m, report);
     check_gaps(p, first, last, report);
 }
 
@@ -363,7 +396,7 @@ const double *problem_expected_dx(const problem_t *p, const double *expected)
 {
     const case_pattern_t pattern = p->layer_case.pattern;
     const bool promised = pattern != PATTERN_NONFINITE_WEIGHTS && pattern != PATTERN_ALL_REFUSED &&
-                          pattern != PATTERN_NONFINITE_TOKENS;
+                          pattern != PATTERN_PRIMARY_REFUSED && pattern != PATTERN_NONFINITE_TOKENS;
     return promised ? expected : NULL;
 }
 

@@ -43,16 +43,27 @@ static void fill_token(const problem_t *p, random_state_t *random, double *x, in
     const int64_t H = p->hidden_size;
     const case_pattern_t pattern = p->layer_case.pattern;
     double *row = x + t * H;
+    if (pattern == PATTERN_TWINS && t % 2) {
+        fill_token(p, random, x, t - 1); /* both */
+        return;
+    }
     const double scale = pattern == PATTERN_LARGE ? pow(10, (double)(t % 7)) : 1;
     fill(p, random, row, H, (fill_t){p->options.dtype, scale, 63, -3});
     const bool one_sided = pattern == PATTERN_ONE_EXPERT || pattern == PATTERN_EMPTY_EXPERTS;
     if (one_sided) row[0] = real_round(p->options.dtype, 1 + fabs(row[0]));
-    if (pattern == PATTERN_ALL_REFUSED) row[0] = t % 2 ? 1 : -1;
+    if (pattern == PATTERN_ALL_REFUSED || pattern == PATTERN_PRIMARY_REFUSED) row[0] = t % 2 ? 1 : -1;
     for (int64_t h = 0; h < H; h++) {
         if (pattern == PATTERN_ZERO_X) row[h] = 0;
         if (t >= p->live_tokens || (padding(p, t) && t % 2) || (pattern == PATTERN_NONFINITE_TOKENS && t % 3 == 0))
             row[h] = NAN;
     }
+    if (pattern == PATTERN_TWINS && t + 1 < p->tokens) memcpy(row + H, row, (size_t)H * sizeof *row);
+}
+
+/* How far a favourite stands above the others. BALANCED compares the g of tokens, which must not underflow. */
+static double advantage(const problem_t *p)
+{
+    return p->options.variant.gate == CUMOE_GATE_BALANCED ? 3 : 100;
 }
 
 /* Column 0 of w_gate decides who wins. */
@@ -63,10 +74,10 @@ static void bend_gate(const problem_t *p, double *w_gate)
         double *first = w_gate + e * H;
         switch (p->layer_case.pattern) {
         case PATTERN_ONE_EXPERT:
-            *first = e == E - 1 ? 100 : 0;
+            *first = e == E - 1 ? advantage(p) : 0;
             break;
         case PATTERN_EMPTY_EXPERTS:
-            *first = e == E - 1 || e == 0 ? -100 : 0;
+            *first = e == E - 1 || e == 0 ? -advantage(p) : 0;
             break;
         case PATTERN_TIES:
             memset(first, 0, (size_t)H * sizeof *first);
@@ -80,6 +91,49 @@ static void bend_gate(const problem_t *p, double *w_gate)
         default:
             break;
         }
+    }
+}
+
+/* The same for the groups: the last is the favourite, the first is empty. */
+static void bend_primary(const problem_t *p, double *w_gate_primary)
+{
+    const int64_t H = p->hidden_size, G = p->groups;
+    for (int64_t g = 0; g < G; g++) {
+        double *first = w_gate_primary + g * H;
+        switch (p->layer_case.pattern) {
+        case PATTERN_ONE_EXPERT:
+            *first = g == G - 1 ? 100 : 0;
+            break;
+        case PATTERN_EMPTY_EXPERTS:
+            *first = g == 0 && G > p->top_k_groups ? -100 : 0;
+            break;
+        case PATTERN_TIES:
+            memset(first, 0, (size_t)H * sizeof *first);
+            break;
+        case PATTERN_NONFINITE_WEIGHTS:
+            if (g > 1 && g == G - 1) *first = NAN;
+            break;
+        case PATTERN_PRIMARY_REFUSED:
+            *first = -INFINITY;
+            break;
+        default:
+            break;
+        }
+    }
+}
+
+/* Around 1 / E, where most g are, but not so near that equal logits could fall on either side. */
+static void draw_thresholds(const problem_t *p, random_state_t *random, double *thresholds)
+{
+    static const double nonfinite[] = {NAN, INFINITY, -INFINITY};
+    const case_pattern_t pattern = p->layer_case.pattern;
+    for (int64_t e = 0; e < p->experts; e++) {
+        double z = 0;
+        while (fabs(z) < 0.05) z = 0.5 * random_normal(random);
+        thresholds[e] = real_round(p->gate_type, exp(z) / (double)p->experts);
+        if (pattern == PATTERN_LOW_THRESHOLDS) thresholds[e] = -1;
+        if (pattern == PATTERN_HIGH_THRESHOLDS) thresholds[e] = 2;
+        if (pattern == PATTERN_NONFINITE_THRESHOLDS && e < 3) thresholds[e] = nonfinite[e];
     }
 }
 
@@ -108,8 +162,12 @@ static fill_t fill_of_matrix(const problem_t *p, problem_matrix_t m)
     switch (m) {
     case MATRIX_GATE:
     case MATRIX_NOISE:
+    case MATRIX_GATE_PRIMARY:
+    case MATRIX_NOISE_PRIMARY:
         return (fill_t){p->options.gate_dtype ? p->options.gate_dtype : p->gate_type,
-                        (m == MATRIX_NOISE ? 0.5 : 1) / sqrt(columns), 0, 0};
+                        (m == MATRIX_NOISE || m == MATRIX_NOISE_PRIMARY ? 0.5 : 1) / sqrt(columns), 0, 0};
+    case MATRIX_GATE_BIAS:
+        return (fill_t){p->gate_type, 0.2, 0, 0};
     case MATRIX_UP:
     case MATRIX_GLU:
         return (fill_t){p->options.dtype, 1 / sqrt(columns), 15, -3};
@@ -123,9 +181,10 @@ static fill_t fill_of_matrix(const problem_t *p, problem_matrix_t m)
 static void draw_matrices(problem_t *p, random_state_t *random)
 {
     const cumoe_dtype_t gradient_dtype = p->options.gradient_dtype ? p->options.gradient_dtype : p->options.dtype;
-    const double **const inputs[NUM_MATRICES] = {&p->input.w_gate, &p->input.w_noise, &p->input.w_up,
-                                                 &p->input.w_glu,  &p->input.b_up,    &p->input.b_glu,
-                                                 &p->input.w_down, &p->input.b_down};
+    const double **const inputs[NUM_MATRICES] = {
+        &p->input.w_gate,     &p->input.w_noise,   &p->input.w_gate_primary, &p->input.w_noise_primary,
+        &p->input.thresholds, &p->input.gate_bias, &p->input.w_up,           &p->input.w_glu,
+        &p->input.b_up,       &p->input.b_glu,     &p->input.w_down,         &p->input.b_down};
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
         if (!problem_has_matrix(p, m)) continue;
         const int64_t n = problem_matrix_elements(p, m);
@@ -137,6 +196,8 @@ static void draw_matrices(problem_t *p, random_state_t *random)
         *inputs[m] = p->values[m];
     }
     if (p->values[MATRIX_GATE]) bend_gate(p, p->values[MATRIX_GATE]);
+    if (p->values[MATRIX_GATE_PRIMARY]) bend_primary(p, p->values[MATRIX_GATE_PRIMARY]);
+    if (p->values[MATRIX_THRESHOLDS]) draw_thresholds(p, random, p->values[MATRIX_THRESHOLDS]);
 }
 
 void problem_draw_numbers(problem_t *p, random_state_t *random)

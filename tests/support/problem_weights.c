@@ -2,8 +2,9 @@
 #include "tests/support/device.h"
 #include "tests/support/problem.h"
 
-const char *const PROBLEM_MATRIX_NAMES[NUM_MATRICES] = {"w_gate", "w_noise", "w_up",   "w_glu",
-                                                        "b_up",   "b_glu",   "w_down", "b_down"};
+const char *const PROBLEM_MATRIX_NAMES[NUM_MATRICES] = {
+    "w_gate", "w_noise", "w_gate_primary", "w_noise_primary", "thresholds", "gate_bias",
+    "w_up",   "w_glu",   "b_up",           "b_glu",           "w_down",     "b_down"};
 
 bool problem_has_glu(const problem_t *problem)
 {
@@ -15,11 +16,19 @@ bool problem_has_glu(const problem_t *problem)
 bool problem_has_matrix(const problem_t *problem, problem_matrix_t matrix)
 {
     const bool has_up = problem->options.activation != CUMOE_ACTIVATION_IDENTITY, bias = problem->options.bias;
+    const cumoe_gate_kind_t gate = problem->options.variant.gate;
     switch (matrix) {
     case MATRIX_GATE:
-        return problem->options.variant.gate != CUMOE_GATE_EXTERNAL;
+        return gate != CUMOE_GATE_EXTERNAL;
     case MATRIX_NOISE:
-        return problem->options.variant.gate == CUMOE_GATE_NOISY_TOPK;
+        return gate == CUMOE_GATE_NOISY_TOPK || gate == CUMOE_GATE_HIERARCHICAL;
+    case MATRIX_GATE_PRIMARY:
+    case MATRIX_NOISE_PRIMARY:
+        return gate == CUMOE_GATE_HIERARCHICAL;
+    case MATRIX_THRESHOLDS:
+        return gate == CUMOE_GATE_BALANCED;
+    case MATRIX_GATE_BIAS:
+        return gate == CUMOE_GATE_SIGMOID_TOPK && problem->options.variant.gate_bias;
     case MATRIX_UP:
         return has_up;
     case MATRIX_UP_BIAS:
@@ -35,6 +44,17 @@ bool problem_has_matrix(const problem_t *problem, problem_matrix_t matrix)
     }
 }
 
+bool problem_has_gradient(const problem_t *problem, problem_matrix_t matrix)
+{
+    return problem_has_matrix(problem, matrix) && matrix != MATRIX_GATE_BIAS;
+}
+
+int64_t problem_matrix_blocks(const problem_t *problem, problem_matrix_t matrix)
+{
+    const bool of_groups = matrix == MATRIX_GATE_PRIMARY || matrix == MATRIX_NOISE_PRIMARY;
+    return of_groups ? problem->groups : problem->experts;
+}
+
 /* Which half of a combined array is meant. */
 static bool is_glu(problem_matrix_t matrix)
 {
@@ -45,10 +65,12 @@ void *const *problem_matrix_pointer(const cumoe_weights_t *weights, problem_matr
 {
     const bool combined = weights->glu != CUMOE_GLU_SEPARATE;
     void *const *const pointers[NUM_MATRICES] = {
-        &weights->w_gate, &weights->w_noise,
-        &weights->w_up,   combined ? &weights->w_up : &weights->w_glu,
-        &weights->b_up,   combined ? &weights->b_up : &weights->b_glu,
-        &weights->w_down, &weights->b_down,
+        &weights->w_gate,         &weights->w_noise,
+        &weights->w_gate_primary, &weights->w_noise_primary,
+        &weights->thresholds,     &weights->gate_bias,
+        &weights->w_up,           combined ? &weights->w_up : &weights->w_glu,
+        &weights->b_up,           combined ? &weights->b_up : &weights->b_glu,
+        &weights->w_down,         &weights->b_down,
     };
     return pointers[matrix];
 }
@@ -78,23 +100,29 @@ static int64_t or_default(int64_t stride, int64_t fallback)
 
 static bool of_gate(problem_matrix_t matrix)
 {
-    return matrix == MATRIX_GATE || matrix == MATRIX_NOISE;
+    return matrix < MATRIX_THRESHOLDS;
+}
+
+static bool one_number(problem_matrix_t matrix)
+{
+    return matrix == MATRIX_THRESHOLDS || matrix == MATRIX_GATE_BIAS;
 }
 
 static cumoe_dtype_t matrix_dtype(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix)
 {
     if (of_gate(matrix)) return weights->gate_dtype ? weights->gate_dtype : problem->gate_type;
+    if (one_number(matrix)) return problem->gate_type;
     return weights->dtype ? weights->dtype : problem->options.dtype;
 }
 
-/* A matrix with one row per expert, col_step elements between its columns. */
+/* A matrix with one row, col_step elements between its columns. */
 static real_view_t one_row(int64_t cols, int64_t col_step)
 {
     return (real_view_t){.rows = 1, .cols = cols, .row_stride = cols * col_step, .col_stride = col_step};
 }
 
 real_view_t problem_matrix_view(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,
-                                int64_t expert)
+                                int64_t block)
 {
     const int64_t H = problem->hidden_size, I = problem->intermediate_size,
                   rows = stored_rows(problem, weights->glu);
@@ -103,23 +131,26 @@ real_view_t problem_matrix_view(const problem_t *problem, const cumoe_weights_t 
     placed_rows(problem, weights->glu, matrix, &first, &step);
     if (of_gate(matrix) || matrix == MATRIX_DOWN_BIAS) {
         view = one_row(H, 1);
-        offset = expert * H;
+        offset = block * H;
+    } else if (one_number(matrix)) {
+        view = one_row(1, 1);
+        offset = block;
     } else if (matrix == MATRIX_UP_BIAS || matrix == MATRIX_GLU_BIAS) {
         view = one_row(I, step);
-        offset = expert * rows + first;
+        offset = block * rows + first;
     } else if (matrix == MATRIX_DOWN) {
         view = (real_view_t){.rows = H,
                              .cols = I,
                              .row_stride = or_default(weights->down_row_stride, I),
                              .col_stride = or_default(weights->down_col_stride, 1)};
-        offset = expert * or_default(weights->down_expert_stride, H * I);
+        offset = block * or_default(weights->down_expert_stride, H * I);
     } else {
         const int64_t row_stride = or_default(weights->up_row_stride, H);
         view = (real_view_t){.rows = I,
                              .cols = H,
                              .row_stride = step * row_stride,
                              .col_stride = or_default(weights->up_col_stride, 1)};
-        offset = expert * or_default(weights->up_expert_stride, rows * H) + first * row_stride;
+        offset = block * or_default(weights->up_expert_stride, rows * H) + first * row_stride;
     }
     view.dtype = matrix_dtype(problem, weights, matrix);
     view.data = *problem_matrix_pointer(weights, matrix);
@@ -148,8 +179,9 @@ void problem_weights_layout(problem_t *problem, cumoe_weights_t *weights, cumoe_
         weights->down_row_stride = 1;
         weights->down_col_stride = H;
     }
-    const int64_t elements[NUM_MATRICES] = {E * H,    E * H,    up_elements,   up_elements,
-                                            E * rows, E * rows, down_elements, E * H};
+    const int64_t G = problem->groups;
+    const int64_t elements[NUM_MATRICES] = {E * H,       E * H,    G * H,    G * H,         E,    E, up_elements,
+                                            up_elements, E * rows, E * rows, down_elements, E * H};
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
         const bool inside_up = is_glu(m) && weights->glu != CUMOE_GLU_SEPARATE;
         bytes[m] = problem_has_matrix(problem, m) && !inside_up
@@ -174,23 +206,23 @@ cumoe_weights_t problem_adopt_weights(problem_t *problem, const cumoe_weights_t 
 int64_t problem_matrix_elements(const problem_t *problem, problem_matrix_t matrix)
 {
     const real_view_t view = problem_matrix_view(problem, &problem->weights, matrix, 0);
-    return problem->experts * view.rows * view.cols;
+    return problem_matrix_blocks(problem, matrix) * view.rows * view.cols;
 }
 
 void problem_matrix_set(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,
                         const double *values)
 {
-    for (int64_t e = 0; e < problem->experts; e++) {
-        const real_view_t view = problem_matrix_view(problem, weights, matrix, e);
-        real_scatter(view, values + e * view.rows * view.cols);
+    for (int64_t b = 0; b < problem_matrix_blocks(problem, matrix); b++) {
+        const real_view_t view = problem_matrix_view(problem, weights, matrix, b);
+        real_scatter(view, values + b * view.rows * view.cols);
     }
 }
 
 void problem_matrix_get(const problem_t *problem, const cumoe_weights_t *weights, problem_matrix_t matrix,
                         double *values)
 {
-    for (int64_t e = 0; e < problem->experts; e++) {
-        const real_view_t view = problem_matrix_view(problem, weights, matrix, e);
-        real_gather(view, values + e * view.rows * view.cols);
+    for (int64_t b = 0; b < problem_matrix_blocks(problem, matrix); b++) {
+        const real_view_t view = problem_matrix_view(problem, weights, matrix, b);
+        real_gather(view, values + b * view.rows * view.cols);
     }
 }

@@ -8,40 +8,76 @@ int64_t stage_num_rows(const problem_t *p)
     return p->expected.statistics.rows;
 }
 
-static cumoe_routing_t routing_buffers(problem_t *p)
+static int32_t *integers(problem_t *p, int64_t n)
 {
-    const size_t slots = (size_t)(p->tokens * p->top_k), E = (size_t)p->experts;
-    return (cumoe_routing_t){
-        .call = buffer_get(&p->buffers, sizeof(cumoe_call_t)),
-        .expert = buffer_get(&p->buffers, slots * sizeof(int32_t)),
-        .weight = buffer_get(&p->buffers, slots * real_size(p->gate_type)),
-        .importance = buffer_get(&p->buffers, E * sizeof(int64_t)),
-        .load = buffer_get(&p->buffers, E * sizeof(int64_t)),
-        .tokens = buffer_get(&p->buffers, sizeof(int64_t)),
-    };
+    return buffer_get(&p->buffers, (size_t)n * sizeof(int32_t));
+}
+
+static int64_t *units(problem_t *p, int64_t n)
+{
+    return buffer_get(&p->buffers, (size_t)n * sizeof(int64_t));
 }
 
 cumoe_routing_t stage_empty_routing(problem_t *p)
 {
-    return routing_buffers(p);
+    const size_t real = real_size(p->gate_type);
+    cumoe_routing_t r = {
+        .call = buffer_get(&p->buffers, sizeof(cumoe_call_t)),
+        .tokens = units(p, 1),
+        .expert = integers(p, p->max_slots),
+        .weight = buffer_get(&p->buffers, (size_t)p->max_slots * real),
+        .importance = units(p, p->experts),
+        .load = units(p, p->experts),
+    };
+    if (p->options.variant.gate == CUMOE_GATE_BALANCED) {
+        r.token_slot = integers(p, p->tokens + 1);
+        r.slot_token = integers(p, p->max_slots);
+        r.excess = integers(p, p->experts);
+    }
+    if (p->options.variant.gate == CUMOE_GATE_HIERARCHICAL) {
+        r.primary_group = integers(p, p->tokens * p->top_k_groups);
+        r.primary_weight = buffer_get(&p->buffers, (size_t)(p->tokens * p->top_k_groups) * real);
+        r.primary_load = units(p, p->groups);
+        r.primary_count = integers(p, p->groups);
+    }
+    return r;
+}
+
+static void fill_primary(const problem_t *p, const cumoe_routing_t *r)
+{
+    const int bits = CUMOE_FIXED_POINT_BITS(p->options.dtype);
+    for (int64_t i = 0; i < p->tokens * p->top_k_groups; i++) {
+        const bool counts = i / p->top_k_groups < p->live_tokens &&
+                            (!p->input.token_mask || p->input.token_mask[i / p->top_k_groups]);
+        r->primary_group[i] = counts ? p->expected.primary_group[i] : -1;
+        real_set(r->primary_weight, p->gate_type, i, p->expected.primary_weight[i]);
+    }
+    for (int64_t g = 0; g < p->groups; g++) {
+        r->primary_load[g] = llrint(ldexp(p->expected.primary_load[g], bits));
+        r->primary_count[g] = (int32_t)p->expected.primary_count[g];
+    }
 }
 
 cumoe_routing_t stage_routing(problem_t *p)
 {
-    const cumoe_routing_t r = routing_buffers(p);
+    const cumoe_routing_t r = stage_empty_routing(p);
     const int bits = CUMOE_FIXED_POINT_BITS(p->options.dtype);
     *r.call = (cumoe_call_t){
         .seed = p->options.seed, .first_token = p->layer_case.first_token, .live_tokens = p->live_tokens};
     *r.tokens = p->expected.statistics.tokens;
     r.call->offset = p->call ? p->call->offset : p->forward.offset;
-    for (int64_t s = 0; s < p->tokens * p->top_k; s++) {
+    for (int64_t s = 0; s < problem_num_slots(p); s++) {
         r.expert[s] = p->expected.expert[s];
         real_set(r.weight, p->gate_type, s, p->expected.weight[s]);
+        if (r.slot_token) r.slot_token[s] = p->expected.slot_token[s];
     }
+    for (int64_t t = 0; r.token_slot && t <= p->tokens; t++) r.token_slot[t] = p->expected.token_slot[t];
     for (int64_t e = 0; e < p->experts; e++) {
         r.importance[e] = llrint(ldexp(p->expected.importance[e], bits));
-        r.load[e] = llrint(ldexp(p->expected.load[e], bits));
+        r.load[e] = llrint(ldexp(p->expected.level_load[e], bits));
+        if (r.excess) r.excess[e] = (int32_t)p->expected.excess[e];
     }
+    if (r.primary_group) fill_primary(p, &r);
     return r;
 }
 
@@ -49,19 +85,18 @@ cumoe_routing_t stage_routing(problem_t *p)
 static int32_t *tile_buffer(problem_t *p)
 {
     if (cumoe_handle_backend(p->handle) != CUMOE_BACKEND_CUDA) return NULL;
-    const int64_t size = cumoe_tile_size(p->tokens * p->top_k, (int32_t)p->experts);
+    const int64_t size = cumoe_tile_size(p->max_rows, (int32_t)p->experts);
     return buffer_get(&p->buffers, (size_t)size * sizeof(int32_t));
 }
 
 cumoe_rows_t stage_empty_rows(problem_t *p)
 {
-    const size_t slots = (size_t)(p->tokens * p->top_k) * sizeof(int32_t);
     return (cumoe_rows_t){
         .tile = tile_buffer(p),
-        .offset = buffer_get(&p->buffers, (size_t)(p->experts + 1) * sizeof(int32_t)),
-        .row_token = buffer_get(&p->buffers, slots),
-        .row_slot = buffer_get(&p->buffers, slots),
-        .slot_row = buffer_get(&p->buffers, slots),
+        .offset = integers(p, p->experts + 1),
+        .row_token = integers(p, p->max_rows),
+        .row_slot = integers(p, p->max_rows),
+        .slot_row = integers(p, p->max_slots),
     };
 }
 
@@ -79,14 +114,14 @@ static void fill_tiles(problem_t *p, int32_t *tile, report_t *report)
 cumoe_rows_t stage_rows(problem_t *p, report_t *report)
 {
     const cumoe_rows_t r = stage_empty_rows(p);
-    const int64_t slots = p->tokens * p->top_k;
+    const int64_t slots = problem_num_slots(p);
     int32_t row = 0;
-    for (int64_t s = 0; s < slots; s++) r.slot_row[s] = -1;
+    for (int64_t s = 0; s < p->max_slots; s++) r.slot_row[s] = -1;
     for (int64_t e = 0; e < p->experts; e++) {
         r.offset[e] = row;
         for (int64_t s = 0; s < slots; s++) {
             if (p->expected.expert[s] != e) continue;
-            r.row_token[row] = (int32_t)(s / p->top_k);
+            r.row_token[row] = p->expected.slot_token[s];
             r.row_slot[row] = (int32_t)s;
             r.slot_row[s] = row++;
         }

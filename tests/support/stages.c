@@ -5,22 +5,57 @@
 
 #include <math.h>
 
-/* The fixed-point sums, and the numbers of the call as all later stages read them. */
-static void check_routing(const problem_t *p, const cumoe_routing_t *routing, report_t *report)
+static void check_units(const problem_t *p, const char *what, int64_t n, const int64_t *actual,
+                        const double *expected, report_t *report)
 {
     const int bits = CUMOE_FIXED_POINT_BITS(p->options.dtype);
-    for (int64_t e = 0; e < p->experts; e++) {
-        const double importance = ldexp((double)routing->importance[e], -bits);
-        const double load = ldexp((double)routing->load[e], -bits);
-        const double room = problem_sum_limit(p) * (double)(1 + p->tokens);
-        if (fabs(importance - p->expected.importance[e]) > room || fabs(load - p->expected.load[e]) > room)
-            report_fail(report, "expert %d: importance %g, load %g in fixed point, expected %g, %g", (int)e,
-                        importance, load, p->expected.importance[e], p->expected.load[e]);
+    const double room = problem_sum_limit(p) * (double)(1 + p->tokens);
+    for (int64_t i = 0; i < n; i++) {
+        const double value = ldexp((double)actual[i], -bits);
+        if (fabs(value - expected[i]) > room)
+            report_fail(report, "%s[%d] is %g in fixed point, expected %g", what, (int)i, value, expected[i]);
     }
+}
+
+static void check_integers(const char *what, int64_t n, const int32_t *actual, const int64_t *expected,
+                           report_t *report)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (actual[i] != expected[i])
+            report_fail(report, "%s[%d] is %d, expected %d", what, (int)i, actual[i], (int)expected[i]);
+}
+
+/* The first level; the slots say nothing of groups that were chosen in vain. */
+static void check_primary(problem_t *p, const cumoe_routing_t *routing, report_t *report)
+{
+    const cumoe_routing_t expected = stage_routing(p);
+    const int64_t choices = p->tokens * p->top_k_groups;
+    compare_bits(report, "primary_group", routing->primary_group, expected.primary_group,
+                 (size_t)choices * sizeof(int32_t));
+    compare_vector(report, "primary_weight", routing->primary_weight, p->gate_type, choices,
+                   p->expected.primary_weight, problem_gate_limit(p));
+    check_units(p, "primary_load", p->groups, routing->primary_load, p->expected.primary_load, report);
+    check_integers("primary_count", p->groups, routing->primary_count, p->expected.primary_count, report);
+}
+
+/* The fixed-point sums, and the numbers of the call as all later stages read them. */
+static void check_routing(problem_t *p, const cumoe_routing_t *routing, report_t *report)
+{
+    check_units(p, "importance", p->experts, routing->importance, p->expected.importance, report);
+    check_units(p, "load", p->experts, routing->load, p->expected.level_load, report);
+    report_check(report, *routing->tokens == p->expected.statistics.tokens);
     report_check(report, routing->call->seed == p->options.seed);
     report_check(report, routing->call->offset == (p->call ? p->call->offset : p->forward.offset));
     report_check(report, routing->call->first_token == p->layer_case.first_token);
     report_check(report, routing->call->live_tokens == p->live_tokens);
+    if (routing->primary_group) check_primary(p, routing, report);
+    if (!routing->token_slot) return;
+    compare_bits(report, "token_slot", routing->token_slot, p->expected.token_slot,
+                 (size_t)(p->tokens + 1) * sizeof(int32_t));
+    compare_bits(report, "slot_token", routing->slot_token, p->expected.slot_token,
+                 (size_t)problem_num_slots(p) * sizeof(int32_t));
+    if (p->options.variant.training)
+        check_integers("excess", p->experts, routing->excess, p->expected.excess, report);
 }
 
 cumoe_gate_args_t stage_gate_args(problem_t *p, report_t *report)
@@ -46,6 +81,7 @@ cumoe_gate_args_t stage_gate_args(problem_t *p, report_t *report)
         .expert_count = f->expert_count,
         .importance = f->importance,
         .load = f->load,
+        .batch_threshold = f->batch_threshold,
         .losses = f->losses,
         .statistics = f->statistics,
     };
@@ -60,6 +96,7 @@ void stage_check_gate(problem_t *p, report_t *report)
     if (!stage_succeeded(p, device_gate(p->handle, p->layer, &a), report)) return;
     p->forward.chosen_expert = a.routing.expert;
     p->forward.chosen_weight = a.routing.weight;
+    p->forward.chosen_offset = a.routing.token_slot;
     problem_check_gate(p, report);
     check_routing(p, &a.routing, report);
 }
@@ -81,15 +118,15 @@ static void check_tiles(const problem_t *p, const cumoe_rows_t *rows, report_t *
 void stage_check_permute(problem_t *p, report_t *report)
 {
     report->context = p->name;
-    const size_t slots = (size_t)(p->tokens * p->top_k) * sizeof(int32_t);
+    const size_t slots = (size_t)p->max_slots * sizeof(int32_t), rows = (size_t)p->max_rows * sizeof(int32_t);
     const cumoe_rows_t expected = stage_rows(p, report);
     cumoe_permute_args_t a = {
         .struct_size = sizeof a, .num_tokens = p->tokens, .routing = stage_routing(p), .rows = stage_empty_rows(p)};
     a.workspace = stage_workspace(p, CUMOE_STAGE_PERMUTE, &a.workspace_size, report);
     if (!stage_succeeded(p, device_permute(p->handle, p->layer, &a), report)) return;
     compare_bits(report, "offset", a.rows.offset, expected.offset, (size_t)(p->experts + 1) * sizeof(int32_t));
-    compare_bits(report, "row_token", a.rows.row_token, expected.row_token, slots);
-    compare_bits(report, "row_slot", a.rows.row_slot, expected.row_slot, slots);
+    compare_bits(report, "row_token", a.rows.row_token, expected.row_token, rows);
+    compare_bits(report, "row_slot", a.rows.row_slot, expected.row_slot, rows);
     compare_bits(report, "slot_row", a.rows.slot_row, expected.slot_row, slots);
     if (a.rows.tile) check_tiles(p, &a.rows, report);
 }
@@ -168,7 +205,7 @@ void stage_check_down_backward(problem_t *p, report_t *report)
 {
     report->context = p->name;
     const cumoe_rows_t rows = stage_rows(p, report);
-    const int64_t I = p->intermediate_size, slots = p->tokens * p->top_k;
+    const int64_t I = p->intermediate_size, slots = p->max_slots;
     const double *glu = stage_glu(p, p->expected.glu);
     cumoe_down_backward_args_t a = {
         .struct_size = sizeof a,
@@ -195,7 +232,7 @@ void stage_check_down_backward(problem_t *p, report_t *report)
 void stage_check_gate_backward(problem_t *p, report_t *report)
 {
     report->context = p->name;
-    const size_t real = real_size(p->gate_type), slots = (size_t)(p->tokens * p->top_k);
+    const size_t real = real_size(p->gate_type), slots = (size_t)p->max_slots;
     void *dweight = buffer_get(&p->buffers, slots * real);
     void *dx_gate = buffer_get(&p->buffers, (size_t)(p->tokens * p->hidden_size) * real);
     for (size_t s = 0; s < slots; s++) real_set(dweight, p->gate_type, (int64_t)s, p->expected.dweight[s]);
@@ -221,7 +258,7 @@ void stage_check_gate_backward(problem_t *p, report_t *report)
     rows.dtype = p->gate_type;
     problem_check_rows(p, "dx_gate", rows, problem_expected_dx(p, p->expected.dx_gate), p->expected.dx_gate_size,
                        problem_sum_limit(p), report);
-    problem_check_gradients(p, MATRIX_GATE, MATRIX_NOISE, report);
+    problem_check_gradients(p, MATRIX_GATE, MATRIX_GATE_BIAS, report);
 }
 
 void stage_check_up_backward(problem_t *p, report_t *report)

@@ -40,7 +40,7 @@ bool optimizer_create(optimizer_problem_t *p, const cumoe_handle_t *handle, cons
     problem_t *layer = &p->layer;
     problem_options_t options = wanted->options;
     if (!options.dtype) options.dtype = CUMOE_F32;
-    if (!options.variant.name) options.variant = GATE_VARIANTS[0];
+    if (!options.variant.name) options.variant = GATE_VARIANTS[VARIANT_NOISY];
     if (!options.max_threads) options.max_threads = 1; /* waiting for threads takes longer than small steps */
     options.without_reference = true;
     if (!problem_create(layer, handle, &layer_case, &options, report)) return false;
@@ -49,10 +49,12 @@ bool optimizer_create(optimizer_problem_t *p, const cumoe_handle_t *handle, cons
     layer->gradients = (cumoe_weights_t){.dtype = options.gradient_dtype};
     problem_weights_layout(layer, &layer->gradients, wanted->gradient_glu, wanted->gradient_layout,
                            layer->gradient_bytes);
+    layer->gradients.gate_bias = NULL; /* it has no gradient */
+    layer->gradient_bytes[MATRIX_GATE_BIAS] = 0;
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
         if (!problem_has_matrix(layer, m)) continue;
         make_numbers(p, m);
-        problem_matrix_set(layer, &layer->gradients, m, p->numbers[m].gradient);
+        if (optimizer_has_gradient(p, m)) problem_matrix_set(layer, &layer->gradients, m, p->numbers[m].gradient);
     }
     p->args = (cumoe_optimizer_args_t){.struct_size = sizeof p->args,
                                        .optimizer = wanted->optimizer,
@@ -114,8 +116,8 @@ static void check_gaps(const problem_t *layer, report_t *report)
     buffer_list_t buffers = {0};
     copy_arrays(&copy, layer->weight_bytes, &buffers);
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
-        for (int64_t e = 0; e < layer->experts && problem_has_matrix(layer, m); e++) {
-            const real_view_t view = problem_matrix_view(layer, &copy, m, e);
+        for (int64_t b = 0; b < problem_matrix_blocks(layer, m) && problem_has_matrix(layer, m); b++) {
+            const real_view_t view = problem_matrix_view(layer, &copy, m, b);
             const size_t size = real_size(view.dtype);
             for (int64_t i = 0; i < view.rows * view.cols; i++) {
                 const int64_t at = i / view.cols * view.row_stride + i % view.cols * view.col_stride;

@@ -18,7 +18,7 @@ static void set_up_options(fixture_t *x, const problem_options_t *wanted)
     static const layer_case_t layer_case = {"errors",        17, 12, 14, 6, 2, .pattern = PATTERN_RANDOM,
                                             .mask_period = 4};
     problem_options_t options = *wanted;
-    if (!options.variant.name) options.variant = GATE_VARIANTS[0];
+    if (!options.variant.name) options.variant = GATE_VARIANTS[VARIANT_NOISY];
     options.without_reference = true;
     *x = (fixture_t){.handle = suite_handle()};
     cr_assert(problem_create(&x->p, x->handle, &layer_case, &options, &x->report), "%s", x->report.text);

@@ -8,7 +8,8 @@ static void make_calls(void)
 {
     report_t report = {0};
     static const layer_case_t layer_case = {"silence", 33, 12, 14, 6, 2, .pattern = PATTERN_NONFINITE_TOKENS};
-    const problem_options_t options = {.dtype = CUMOE_F32, .variant = GATE_VARIANTS[0], .without_reference = true};
+    const problem_options_t options = {
+        .dtype = CUMOE_F32, .variant = GATE_VARIANTS[VARIANT_NOISY], .without_reference = true};
     cumoe_handle_t *handle = suite_handle();
     problem_t p;
     cr_assert(problem_create(&p, handle, &layer_case, &options, &report));

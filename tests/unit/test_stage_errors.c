@@ -13,7 +13,8 @@ typedef struct fixture {
 static void set_up(fixture_t *x)
 {
     static const layer_case_t layer_case = {"stage errors", 17, 12, 14, 6, 2, .pattern = PATTERN_RANDOM};
-    const problem_options_t options = {.dtype = CUMOE_F32, .variant = GATE_VARIANTS[0], .without_reference = true};
+    const problem_options_t options = {
+        .dtype = CUMOE_F32, .variant = GATE_VARIANTS[VARIANT_NOISY], .without_reference = true};
     *x = (fixture_t){.handle = suite_handle(), .scratch_size = 1 << 23};
     cr_assert(problem_create(&x->p, x->handle, &layer_case, &options, &x->report), "%s", x->report.text);
     x->scratch = buffer_get_aligned(&x->p.buffers, x->scratch_size, 64);
