@@ -46,6 +46,7 @@ typedef struct layer_case {
     int32_t plain_gradients; /* gradients PLAIN and SEPARATE whatever the weights are */
     int32_t wide_index;      /* EXTERNAL: int64 indices */
     int64_t first_token;
+    int32_t groups, top_k_groups; /* HIERARCHICAL; 0 = those of case_groups() */
 } layer_case_t;
 
 /* clang-format off */
@@ -181,7 +182,8 @@ static inline int32_t case_top_k_groups(const layer_case_t *c, int32_t groups)
 static inline case_groups_t case_groups(const layer_case_t *c)
 {
     const int32_t E = c->experts, wanted = c->tokens % 2 == 0 ? E / 2 : c->tokens % 16 == 13 ? 2 : 3;
-    case_groups_t best = {0, 0};
+    case_groups_t best = {c->groups, c->top_k_groups};
+    if (c->groups) return best;
     for (int32_t g = 1; g <= E; g++) {
         const int32_t k = E % g == 0 ? case_top_k_groups(c, g) : 0;
         const int32_t distance = g > wanted ? g - wanted : wanted - g;

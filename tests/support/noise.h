@@ -18,4 +18,7 @@ void noise_fill(noise_name_t name, int64_t tokens, int64_t experts, int64_t grou
 /* noise[t * G + g]: the same for the primary gate. */
 void noise_fill_primary(noise_name_t name, int64_t tokens, int64_t groups, double *noise);
 
+/* noise[e]: the same for one token and the experts of one group. */
+void noise_fill_group(noise_name_t name, int64_t token, int64_t group, int64_t group_size, double *noise);
+
 #endif

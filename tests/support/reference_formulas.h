@@ -111,6 +111,14 @@ void reference_softmax(const reference_input_t *in, reference_result_t *r, int64
 void reference_gate_forward(const reference_input_t *in, reference_result_t *r);
 void reference_balanced_forward(const reference_input_t *in, reference_result_t *r);
 
+/* Steps of the way back, each added to what is there: through the softmax over what was taken; through P(x, i);
+ * from the logits to the matrices and to x. dstd[n] is the gradient of the standard deviation. */
+void reference_softmax_backward(const reference_row_t *row, const int32_t *taken, const double *weight,
+                                const double *dweight, double *dstd);
+void reference_load_backward(const reference_row_t *row, const double *dload, double *dstd);
+void reference_logits_backward(const reference_input_t *in, const reference_row_t *row, const double *dstd,
+                               double *dx);
+
 /* From dweight and the losses to dw_gate and its like, and dx_gate. */
 void reference_gate_backward(const reference_input_t *in, reference_result_t *r);
 

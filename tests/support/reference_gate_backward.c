@@ -47,8 +47,8 @@ static void add_noisy(const reference_row_t *row, int64_t i, double dnoisy, doub
 }
 
 /* Through the softmax over what was taken. */
-static void softmax_backward(const reference_row_t *row, const int32_t *taken, const double *weight,
-                             const double *dweight, double *dstd)
+void reference_softmax_backward(const reference_row_t *row, const int32_t *taken, const double *weight,
+                                const double *dweight, double *dstd)
 {
     double mean = 0;
     for (int64_t j = 0; j < row->k; j++)
@@ -58,7 +58,7 @@ static void softmax_backward(const reference_row_t *row, const int32_t *taken, c
 }
 
 /* Through P(x, i): clean logit, standard deviation, and the noisy logit that is the threshold. */
-static void load_backward(const reference_row_t *row, const double *dload, double *dstd)
+void reference_load_backward(const reference_row_t *row, const double *dload, double *dstd)
 {
     for (int64_t i = 0; i < row->n; i++) {
         const int64_t k = row->threshold[i];
@@ -72,7 +72,8 @@ static void load_backward(const reference_row_t *row, const double *dload, doubl
 }
 
 /* From the logits to the matrices and to x. */
-static void logits_backward(const reference_input_t *in, const reference_row_t *row, const double *dstd, double *dx)
+void reference_logits_backward(const reference_input_t *in, const reference_row_t *row, const double *dstd,
+                               double *dx)
 {
     const int64_t H = in->hidden_size;
     for (int64_t i = 0; i < row->n; i++) {
@@ -145,11 +146,11 @@ static void flat(const reference_input_t *in, reference_result_t *r, int64_t t, 
     } else {
         reference_row_t slots = row;
         slots.k = r->token_slot[t + 1] - first;
-        softmax_backward(&slots, r->expert + first, r->weight + first, dweight, dstd);
+        reference_softmax_backward(&slots, r->expert + first, r->weight + first, dweight, dstd);
     }
     if (of_all_logits(in)) losses_backward(in, r, t, sums);
-    if (smooth(&row)) load_backward(&row, sums->dload, dstd);
-    logits_backward(in, &row, dstd, r->dx_gate + t * in->hidden_size);
+    if (smooth(&row)) reference_load_backward(&row, sums->dload, dstd);
+    reference_logits_backward(in, &row, dstd, r->dx_gate + t * in->hidden_size);
 }
 
 /* weight = primary weight * local weight; the primary gate is used once. */
@@ -172,14 +173,14 @@ static void hierarchical(const reference_input_t *in, reference_result_t *r, int
             dweight[j1 * K2 + j2] *= r->primary_weight[t * K1 + j1];
         }
         const reference_row_t row = reference_inner_row(in, r, t, group);
-        softmax_backward(&row, inside, r->local_weight + first, dweight + j1 * K2, dstd + G + group * B);
-        if (smooth(&row)) load_backward(&row, sums->dload + group * B, dstd + G + group * B);
-        logits_backward(in, &row, dstd + G + group * B, dx);
+        reference_softmax_backward(&row, inside, r->local_weight + first, dweight + j1 * K2, dstd + G + group * B);
+        if (smooth(&row)) reference_load_backward(&row, sums->dload + group * B, dstd + G + group * B);
+        reference_logits_backward(in, &row, dstd + G + group * B, dx);
     }
     const reference_row_t primary = reference_primary_row(in, r, t);
-    softmax_backward(&primary, r->primary_group + t * K1, r->primary_weight + t * K1, dprimary, dstd);
-    if (smooth(&primary)) load_backward(&primary, sums->dprimary, dstd);
-    logits_backward(in, &primary, dstd, dx);
+    reference_softmax_backward(&primary, r->primary_group + t * K1, r->primary_weight + t * K1, dprimary, dstd);
+    if (smooth(&primary)) reference_load_backward(&primary, sums->dprimary, dstd);
+    reference_logits_backward(in, &primary, dstd, dx);
 }
 
 void reference_gate_backward(const reference_input_t *in, reference_result_t *r)
