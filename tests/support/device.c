@@ -326,3 +326,13 @@ cumoe_status_t device_weights_init(const cumoe_handle_t *handle, const cumoe_lay
     translate_weights(&call, &weights);
     return end_with(&call, cumoe_weights_init(layer, seed, weights, call.stream));
 }
+
+cumoe_status_t device_gate_bias_update(const cumoe_handle_t *handle, const cumoe_layer_t *layer, void *gate_bias,
+                                       const int32_t *expert_count, float rate)
+{
+    device_call_t call;
+    device_begin(&call, handle);
+    gate_bias = device_address(&call, gate_bias);
+    expert_count = device_address(&call, expert_count);
+    return end_with(&call, cumoe_gate_bias_update(layer, gate_bias, expert_count, rate, call.stream));
+}

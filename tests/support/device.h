@@ -51,6 +51,9 @@ cumoe_status_t device_optimizer_step(const cumoe_handle_t *handle, const cumoe_l
 cumoe_status_t device_weights_init(const cumoe_handle_t *handle, const cumoe_layer_t *layer, uint64_t seed,
                                    const cumoe_weights_t *weights);
 
+cumoe_status_t device_gate_bias_update(const cumoe_handle_t *handle, const cumoe_layer_t *layer, void *gate_bias,
+                                       const int32_t *expert_count, float rate);
+
 /* ---- its pieces, where several calls or a captured graph stand between upload and download ---- */
 
 enum { DEVICE_MAX_BUFFERS = 96, DEVICE_MAX_WEIGHTS = 4 };

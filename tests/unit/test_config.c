@@ -160,7 +160,12 @@ static const bad_field_t BAD_FIELDS[] = {
     FIELD(noise_epsilon, FLOAT, -1, "-1", INVALID_ARGUMENT),
     FIELD(noise_epsilon, FLOAT, (double)NAN, "nan", INVALID_ARGUMENT),
     FIELD(noise_epsilon, FLOAT, (double)INFINITY, "inf", INVALID_ARGUMENT),
+    FIELD(renormalize, INT32, -1, "-1", INVALID_ARGUMENT),
+    FIELD(num_groups, INT32, 2, "2", INVALID_ARGUMENT),
+    FIELD(num_groups, INT32, -1, "-1", INVALID_ARGUMENT),
     FIELD(max_rows, INT64, -1, "-1", INVALID_ARGUMENT),
+    FIELD(max_rows, INT64, 5, "5", INVALID_ARGUMENT), /* NOISY_TOPK */
+    FIELD(max_rows, INT64, 2147483648, "2147483648", INVALID_ARGUMENT),
     FIELD(loss_weight[0], FLOAT, -1, "-1", INVALID_ARGUMENT),
     FIELD(loss_weight[1], FLOAT, (double)NAN, "nan", INVALID_ARGUMENT),
     FIELD(loss_weight[4], FLOAT, (double)INFINITY, "inf", INVALID_ARGUMENT),
@@ -227,6 +232,101 @@ Test(config, rules_between_fields)
     config.ep = (const cumoe_ep_t *)(uintptr_t)64;
     expect_refusal(&report, create(&config, &report), CUMOE_UNSUPPORTED_CONFIG, "cumoe_layer_create", "config.ep",
                    NULL);
+    EXPECT_EMPTY(report);
+}
+
+/* A level chooses no more than it has, and both together choose K. */
+Test(config, rules_of_groups)
+{
+    static const struct {
+        int32_t top_k, num_groups, top_k_groups; /* of E = 8 */
+        const char *field, *text;                /* NULL = valid */
+    } rules[] = {
+        {2, 3, 1, "config.num_groups", "3"},
+        {2, 0, 1, "config.num_groups", "0"},
+        {2, -2, 1, "config.num_groups", "-2"},
+        {2, 16, 1, "config.num_groups", "16"},
+        {2, 4, 0, "config.top_k_groups", "0"},
+        {2, 4, -1, "config.top_k_groups", "-1"},
+        {6, 2, 3, "config.top_k_groups", "3"}, /* more than groups */
+        {3, 4, 2, "config.top_k_groups", "2"}, /* does not divide K */
+        {6, 4, 2, "config.top_k_groups", "2"}, /* three of the two in a group */
+        {2, 8, 1, "config.top_k_groups", "1"}, /* two of one */
+        {2, 4, 2, NULL, NULL},
+        {4, 4, 2, NULL, NULL},
+        {8, 4, 4, NULL, NULL},
+        {3, 1, 1, NULL, NULL},
+        {3, 8, 3, NULL, NULL},
+    };
+    report_t report = {0};
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+        cumoe_config_t config = valid_config();
+        config.gate = CUMOE_GATE_HIERARCHICAL;
+        config.top_k = rules[i].top_k;
+        config.num_groups = rules[i].num_groups;
+        config.top_k_groups = rules[i].top_k_groups;
+        const cumoe_status_t status = create(&config, &report);
+        if (rules[i].field)
+            expect_refusal(&report, status, CUMOE_INVALID_ARGUMENT, "cumoe_layer_create", rules[i].field,
+                           rules[i].text);
+        else
+            report_check(&report, status == CUMOE_SUCCESS);
+    }
+    cumoe_config_t config = valid_config();
+    config.top_k_groups = 1;
+    expect_refusal(&report, create(&config, &report), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create", "top_k_groups",
+                   "1");
+    EXPECT_EMPTY(report);
+}
+
+/* T * K, or, where experts choose, the largest of E, T * K and config.max_rows, but at most T * E; a slot more for
+ * each token. */
+Test(config, most_rows_and_slots)
+{
+    static const struct {
+        cumoe_gate_kind_t gate;
+        int64_t max_rows, tokens, rows, slots; /* E = 8, K = 2 */
+    } sizes[] = {
+        {CUMOE_GATE_NOISY_TOPK, 0, 0, 0, 0},
+        {CUMOE_GATE_NOISY_TOPK, 0, 5, 10, 10},
+        {CUMOE_GATE_SOFTMAX, 0, 5, 40, 40},
+        {CUMOE_GATE_EXTERNAL, 0, 5, 10, 10},
+        {CUMOE_GATE_SIGMOID_TOPK, 0, 5, 10, 10},
+        {CUMOE_GATE_BALANCED, 0, 0, 0, 0},
+        {CUMOE_GATE_BALANCED, 0, 1, 8, 9},
+        {CUMOE_GATE_BALANCED, 0, 3, 8, 11},
+        {CUMOE_GATE_BALANCED, 0, 5, 10, 15},
+        {CUMOE_GATE_BALANCED, 7, 5, 10, 15},
+        {CUMOE_GATE_BALANCED, 13, 5, 13, 18},
+        {CUMOE_GATE_BALANCED, 100, 5, 40, 45},
+        {CUMOE_GATE_BALANCED, 1, 100000, 200000, 300000},
+    };
+    report_t report = {0};
+    cumoe_handle_t *handle = suite_handle();
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        cumoe_config_t config = valid_config();
+        cumoe_layer_t *layer;
+        int64_t rows = -7, slots = -7;
+        config.gate = sizes[i].gate;
+        config.max_rows = sizes[i].max_rows;
+        if (config.gate == CUMOE_GATE_SOFTMAX) config.top_k = 0;
+        cr_assert_eq(cumoe_layer_create(&layer, handle, &config), CUMOE_SUCCESS, "%s", cumoe_last_error());
+        report_check(&report, cumoe_layer_max_rows(layer, sizes[i].tokens, &rows, &slots) == CUMOE_SUCCESS);
+        if (rows != sizes[i].rows || slots != sizes[i].slots)
+            report_fail(&report, "case %d: %lld rows, %lld slots", (int)i, (long long)rows, (long long)slots);
+        report_check(&report, cumoe_layer_max_rows(layer, sizes[i].tokens, NULL, NULL) == CUMOE_SUCCESS);
+        const char *f = "cumoe_layer_max_rows";
+        rows = slots = -7;
+        expect_refusal(&report, cumoe_layer_max_rows(NULL, 4, &rows, &slots), CUMOE_INVALID_ARGUMENT, f, "layer",
+                       "NULL");
+        expect_refusal(&report, cumoe_layer_max_rows(layer, -4, &rows, &slots), CUMOE_INVALID_ARGUMENT, f,
+                       "num_tokens", "-4");
+        expect_refusal(&report, cumoe_layer_max_rows(layer, INT64_MAX, &rows, &slots), CUMOE_INVALID_ARGUMENT, f,
+                       "num_tokens", "9223372036854775807");
+        report_check(&report, rows == -7 && slots == -7);
+        cumoe_layer_destroy(layer);
+    }
+    cumoe_handle_destroy(handle);
     EXPECT_EMPTY(report);
 }
 

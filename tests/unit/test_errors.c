@@ -308,6 +308,62 @@ Test(errors, forward_external)
     tear_down(&x);
 }
 
+/* What another gate has. */
+Test(errors, arrays_of_other_gates)
+{
+    fixture_t x;
+    set_up(&x, VARIANT_NOISY, CUMOE_F32);
+    REFUSE_FORWARD(w.thresholds = w.w_gate, INVALID_ARGUMENT, "weights.thresholds", "must be NULL");
+    REFUSE_FORWARD(w.w_gate_primary = w.w_gate, INVALID_ARGUMENT, "weights.w_gate_primary", "must be NULL");
+    REFUSE_FORWARD(w.w_noise_primary = w.w_gate, INVALID_ARGUMENT, "weights.w_noise_primary", "must be NULL");
+    REFUSE_FORWARD(a.chosen_offset = a.chosen_expert, INVALID_ARGUMENT, "chosen_offset", "BALANCED");
+    REFUSE_FORWARD(a.batch_threshold = a.load, INVALID_ARGUMENT, "batch_threshold", "BALANCED");
+    REFUSE_BACKWARD(g.thresholds = g.w_gate, INVALID_ARGUMENT, "gradients.thresholds", "must be NULL");
+    REFUSE_BACKWARD(g.gate_bias = g.w_gate, INVALID_ARGUMENT, "gradients.gate_bias", "must be NULL");
+    tear_down(&x);
+    set_up(&x, VARIANT_SIGMOID, CUMOE_F32);
+    REFUSE_FORWARD(w.gate_bias = SHIFT(w.gate_bias), INVALID_ARGUMENT, "weights.gate_bias", "aligned");
+    REFUSE_FORWARD(w.w_noise = w.w_gate, INVALID_ARGUMENT, "weights.w_noise", "must be NULL");
+    tear_down(&x);
+    set_up(&x, VARIANT_SOFTMAX_TOPK, CUMOE_F32);
+    REFUSE_FORWARD(w.gate_bias = w.w_gate, INVALID_ARGUMENT, "weights.gate_bias", "must be NULL");
+    tear_down(&x);
+}
+
+Test(errors, hierarchical)
+{
+    fixture_t x;
+    set_up(&x, VARIANT_HIERARCHICAL, CUMOE_F32);
+    REFUSE_FORWARD(w.w_gate = NULL, INVALID_ARGUMENT, "weights.w_gate", "NULL");
+    REFUSE_FORWARD(w.w_gate_primary = NULL, INVALID_ARGUMENT, "weights.w_gate_primary", "NULL");
+    REFUSE_FORWARD(w.w_noise_primary = NULL, INVALID_ARGUMENT, "weights.w_noise_primary", "NULL");
+    REFUSE_FORWARD(w.w_gate_primary = SHIFT(w.w_gate_primary), INVALID_ARGUMENT, "weights.w_gate_primary",
+                   "aligned");
+    REFUSE_BACKWARD(g.w_noise_primary = SHIFT(g.w_noise_primary), INVALID_ARGUMENT, "gradients.w_noise_primary",
+                    "aligned");
+    REFUSE_FORWARD(a.chosen_offset = a.chosen_expert, INVALID_ARGUMENT, "chosen_offset", "BALANCED");
+    tear_down(&x);
+}
+
+Test(errors, balanced)
+{
+    fixture_t x;
+    set_up(&x, VARIANT_BALANCED, CUMOE_F32);
+    REFUSE_FORWARD(w.thresholds = NULL, INVALID_ARGUMENT, "weights.thresholds", "NULL");
+    REFUSE_FORWARD(w.thresholds = SHIFT(w.thresholds), INVALID_ARGUMENT, "weights.thresholds", "aligned");
+    REFUSE_FORWARD(w.w_noise = w.w_gate, INVALID_ARGUMENT, "weights.w_noise", "must be NULL");
+    REFUSE_FORWARD(a.chosen_offset = SHIFT(a.chosen_offset), INVALID_ARGUMENT, "chosen_offset", "aligned");
+    REFUSE_FORWARD(a.batch_threshold = SHIFT(a.batch_threshold), INVALID_ARGUMENT, "batch_threshold", "aligned");
+    /* K = 2: twice as many rows would do, but not a slot more for each token */
+    REFUSE_FORWARD(a.num_tokens = (INT64_C(1) << 30) - 1, INVALID_ARGUMENT, "num_tokens", "1073741823");
+    REFUSE_BACKWARD(w.thresholds = NULL, INVALID_ARGUMENT, "weights.thresholds", "NULL");
+    REFUSE_BACKWARD(g.thresholds = SHIFT(g.thresholds), INVALID_ARGUMENT, "gradients.thresholds", "aligned");
+    tear_down(&x);
+    set_up(&x, VARIANT_BALANCED_INFERENCE, CUMOE_F32);
+    REFUSE_FORWARD(a.batch_threshold = a.load, INVALID_ARGUMENT, "batch_threshold", "training");
+    tear_down(&x);
+}
+
 Test(errors, backward_calls)
 {
     fixture_t x;

@@ -10,14 +10,19 @@ typedef struct fixture {
     size_t scratch_size;
 } fixture_t;
 
-static void set_up(fixture_t *x)
+static void set_up_variant(fixture_t *x, int variant)
 {
     static const layer_case_t layer_case = {"stage errors", 17, 12, 14, 6, 2, .pattern = PATTERN_RANDOM};
     const problem_options_t options = {
-        .dtype = CUMOE_F32, .variant = GATE_VARIANTS[VARIANT_NOISY], .without_reference = true};
+        .dtype = CUMOE_F32, .variant = GATE_VARIANTS[variant], .without_reference = true};
     *x = (fixture_t){.handle = suite_handle(), .scratch_size = 1 << 23};
     cr_assert(problem_create(&x->p, x->handle, &layer_case, &options, &x->report), "%s", x->report.text);
     x->scratch = buffer_get_aligned(&x->p.buffers, x->scratch_size, 64);
+}
+
+static void set_up(fixture_t *x)
+{
+    set_up_variant(x, VARIANT_NOISY);
 }
 
 static void tear_down(fixture_t *x)
@@ -131,6 +136,61 @@ Test(stage_errors, permute)
     REFUSE(cumoe_permute, good, a.rows.row_slot = NULL, INVALID_ARGUMENT, "rows.row_slot", "NULL");
     REFUSE(cumoe_permute, good, a.rows.slot_row = SHIFT(x.scratch), INVALID_ARGUMENT, "rows.slot_row", "aligned");
     REFUSE_SMALL(cumoe_permute, good, PERMUTE);
+    tear_down(&x);
+}
+
+/* Arrays of the routing that only some gates have. */
+Test(stage_errors, routing_of_hierarchical)
+{
+    fixture_t x;
+    set_up_variant(&x, VARIANT_HIERARCHICAL);
+    cumoe_gate_args_t good = {.weights = &x.p.weights,
+                              .x = x.p.forward.x,
+                              .routing = routing(&x),
+                              .workspace = x.scratch,
+                              .workspace_size = x.scratch_size};
+    good.routing.primary_group = good.routing.primary_count = x.scratch;
+    good.routing.primary_weight = good.routing.primary_load = x.scratch;
+    REFUSE(cumoe_gate, good, a.routing.primary_group = NULL, INVALID_ARGUMENT, "routing.primary_group", "NULL");
+    REFUSE(cumoe_gate, good, a.routing.primary_weight = NULL, INVALID_ARGUMENT, "routing.primary_weight", "NULL");
+    REFUSE(cumoe_gate, good, a.routing.primary_load = NULL, INVALID_ARGUMENT, "routing.primary_load", "NULL");
+    REFUSE(cumoe_gate, good, a.routing.primary_count = SHIFT(x.scratch), INVALID_ARGUMENT, "routing.primary_count",
+           "aligned");
+    REFUSE_SMALL(cumoe_gate, good, GATE);
+    cumoe_gate_backward_args_t backward = {.weights = &x.p.weights,
+                                           .x = x.p.forward.x,
+                                           .training = 1,
+                                           .routing = good.routing,
+                                           .dweight = x.scratch,
+                                           .dx_gate = x.scratch,
+                                           .workspace = x.scratch,
+                                           .workspace_size = x.scratch_size};
+    REFUSE(cumoe_gate_backward, backward, a.routing.primary_group = NULL, INVALID_ARGUMENT, "routing.primary_group",
+           "NULL");
+    REFUSE_SMALL(cumoe_gate_backward, backward, GATE_BACKWARD);
+    tear_down(&x);
+}
+
+Test(stage_errors, routing_of_balanced)
+{
+    fixture_t x;
+    set_up_variant(&x, VARIANT_BALANCED);
+    cumoe_gate_args_t good = {.weights = &x.p.weights,
+                              .x = x.p.forward.x,
+                              .routing = routing(&x),
+                              .workspace = x.scratch,
+                              .workspace_size = x.scratch_size};
+    good.routing.token_slot = good.routing.slot_token = good.routing.excess = x.scratch;
+    REFUSE(cumoe_gate, good, a.routing.token_slot = NULL, INVALID_ARGUMENT, "routing.token_slot", "NULL");
+    REFUSE(cumoe_gate, good, a.routing.slot_token = NULL, INVALID_ARGUMENT, "routing.slot_token", "NULL");
+    REFUSE(cumoe_gate, good, a.routing.excess = SHIFT(x.scratch), INVALID_ARGUMENT, "routing.excess", "aligned");
+    REFUSE(cumoe_gate, good, a.batch_threshold = x.scratch, INVALID_ARGUMENT, "batch_threshold", "training");
+    REFUSE_SMALL(cumoe_gate, good, GATE);
+    cumoe_permute_args_t permute = {
+        .routing = good.routing, .rows = rows(&x), .workspace = x.scratch, .workspace_size = x.scratch_size};
+    REFUSE(cumoe_permute, permute, a.routing.token_slot = NULL, INVALID_ARGUMENT, "routing.token_slot", "NULL");
+    cumoe_combine_args_t combine = {.routing = good.routing, .rows = rows(&x), .output = x.scratch, .y = x.scratch};
+    REFUSE(cumoe_combine, combine, a.routing.token_slot = NULL, INVALID_ARGUMENT, "routing.token_slot", "NULL");
     tear_down(&x);
 }
 

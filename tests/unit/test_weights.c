@@ -5,7 +5,7 @@
 
 #include <stdio.h>
 
-enum { SIZE = 8, EXPERTS = 4 }; /* H = I */
+enum { SIZE = 8, EXPERTS = 4, GROUPS = 2 }; /* H = I */
 
 typedef struct layer_kind {
     cumoe_dtype_t dtype;
@@ -24,6 +24,7 @@ static cumoe_layer_t *make_layer_kind(const cumoe_handle_t *handle, const layer_
     config.top_k = kind->gate == CUMOE_GATE_SOFTMAX ? 0 : 2;
     config.dtype = kind->dtype;
     config.gate = kind->gate;
+    if (kind->gate == CUMOE_GATE_HIERARCHICAL) config.num_groups = GROUPS, config.top_k_groups = 1;
     config.activation = kind->activation;
     config.expert_bias = kind->expert_bias;
     config.max_threads = 1;
@@ -55,8 +56,11 @@ static void **array_pointer(cumoe_weights_t *w, int i)
 /* Bytes of an array that cumoe_weights_create() made. */
 static size_t array_size(const cumoe_weights_t *w, int i)
 {
-    const bool of_gate = i < 6, bias = i >= 9;
-    return real_size(of_gate ? w->gate_dtype : w->dtype) * EXPERTS * SIZE * (size_t)(bias || of_gate ? 1 : SIZE);
+    static const size_t elements[NUM_ARRAYS] = {
+        EXPERTS * SIZE, EXPERTS * SIZE,        GROUPS * SIZE,         GROUPS * SIZE,         EXPERTS,
+        EXPERTS,        EXPERTS * SIZE * SIZE, EXPERTS * SIZE * SIZE, EXPERTS * SIZE * SIZE, EXPERTS * SIZE,
+        EXPERTS * SIZE, EXPERTS * SIZE};
+    return real_size(i < 6 ? w->gate_dtype : w->dtype) * elements[i];
 }
 
 static cumoe_weights_t adopt(buffer_list_t *buffers, const cumoe_handle_t *handle, const cumoe_weights_t *created)
@@ -75,6 +79,7 @@ typedef struct array_case {
     const char *absent[NUM_ARRAYS];
 } array_case_t;
 
+#define NO_BIASES     "expert_bias", "expert_bias", "expert_bias"
 #define NO_OTHER_GATE "groups", "groups", "thresholds", "bias"
 
 static const array_case_t ARRAY_CASES[] = {
@@ -84,6 +89,13 @@ static const array_case_t ARRAY_CASES[] = {
      .absent = {NULL, "noise", NO_OTHER_GATE, NULL, "glu", NULL, NULL, "glu", NULL}},
     {{.gate = CUMOE_GATE_EXTERNAL, .activation = CUMOE_ACTIVATION_SWIGLU, .expert_bias = 1},
      .absent = {"gate", "noise", NO_OTHER_GATE, NULL, NULL, NULL, NULL, NULL, NULL}},
+    {{.gate = CUMOE_GATE_HIERARCHICAL},
+     .absent = {NULL, NULL, NULL, NULL, "thresholds", "bias", NULL, "glu", NULL, NO_BIASES}},
+    {{.gate = CUMOE_GATE_BALANCED},
+     .absent = {NULL, "noise", "groups", "groups", NULL, "bias", NULL, "glu", NULL, NO_BIASES}},
+    {{.gate = CUMOE_GATE_SOFTMAX_TOPK}, .absent = {NULL, "noise", NO_OTHER_GATE, NULL, "glu", NULL, NO_BIASES}},
+    {{.gate = CUMOE_GATE_SIGMOID_TOPK},
+     .absent = {NULL, "noise", "groups", "groups", "thresholds", NULL, NULL, "glu", NULL, NO_BIASES}},
     {{.activation = CUMOE_ACTIVATION_GEGLU},
      .absent = {NULL, NULL, NO_OTHER_GATE, NULL, NULL, NULL, "expert_bias", "expert_bias", "expert_bias"}},
     {{.activation = CUMOE_ACTIVATION_SWIGLU_CLAMPED, .expert_bias = 1},
