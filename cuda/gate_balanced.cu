@@ -13,6 +13,7 @@ namespace
 
 constexpr int kWarps = 16, kThreads = kWarps * kWarp, kBlocksPerSm = 2;
 constexpr int kScanThreads = 1024;
+constexpr int kInFlight = 4; // experts that a thread asks about before it writes a slot
 
 /* The cut of all candidates; none in training. */
 template <typename Real>
@@ -185,11 +186,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) balanced_route_kernel(
         };
         const bool nan_token = token < live && b.scratch.nan_token[token];
         if (nan_token && experts.begin == 0) put(-1, static_cast<Real>(NAN));
-        for (int32_t e = experts.begin; token < live && e < experts.end; e++) {
-            Real g;
-            const Taken one = taken(b, cut, e, token, g);
-            if (one.sure || (one.tie && ties_before < cut.wanted)) put(e, g);
-            ties_before += one.tie;
+        for (int32_t e = experts.begin; token < live && e < experts.end; e += kInFlight) {
+            Real g[kInFlight];
+            Taken one[kInFlight];
+#pragma unroll
+            for (int i = 0; i < kInFlight; i++)
+                one[i] = e + i < experts.end ? taken(b, cut, e + i, token, g[i]) : Taken{0, 0};
+#pragma unroll
+            for (int i = 0; i < kInFlight; i++) {
+                if (one[i].sure || (one[i].tie && ties_before < cut.wanted)) put(e + i, g[i]);
+                ties_before += one[i].tie;
+            }
         }
         sync_threads(); // the slots of the group are there
 

@@ -67,18 +67,41 @@ __device__ __forceinline__ Cut narrow_cut(const Cut &so_far, int shift, const Co
     return *shared.cut;
 }
 
-/* Of the tokens of a row, the largest WANTED by value_of(token, value), which says whether it counts at all. */
+/* use(token, bits) of a row by the whole block: a thread asks for several before it looks at the first. */
+template <typename Bits, typename Use>
+__device__ __forceinline__ void for_each_token(const Bits *row, int64_t tokens, const Use &use)
+{
+    constexpr int kInFlight = 8;
+    for (int64_t first = threadIdx.x; first < tokens; first += kInFlight * kSumThreads) {
+        Bits bits[kInFlight];
+#pragma unroll
+        for (int i = 0; i < kInFlight; i++)
+            bits[i] = first + i * kSumThreads < tokens ? row[first + i * kSumThreads] : 0;
+#pragma unroll
+        for (int i = 0; i < kInFlight; i++)
+            if (first + i * kSumThreads < tokens) use(first + i * kSumThreads, bits[i]);
+    }
+}
+
+template <typename Real>
+__device__ __forceinline__ Real value_of_bits(bits_of<Real> bits)
+{
+    return *reinterpret_cast<const Real *>(&bits);
+}
+
+/* Of the tokens of a row, the largest WANTED by value_of(token, bits, value), which says whether it counts at all.
+ */
 template <typename Bits, typename ValueOf>
-__device__ __forceinline__ Cut select_largest(int64_t tokens, int digits, uint64_t wanted, const ValueOf &value_of,
-                                              const SelectArrays &shared)
+__device__ __forceinline__ Cut select_largest(const Bits *row, int64_t tokens, int digits, uint64_t wanted,
+                                              const ValueOf &value_of, const SelectArrays &shared)
 {
     Cut cut = {0, wanted};
     for (int shift = (digits - 1) * kDigitBits; shift >= 0 && cut.wanted != kAll; shift -= kDigitBits) {
         shared.clear();
-        for (int64_t t = threadIdx.x; t < tokens; t += kSumThreads) {
+        for_each_token(row, tokens, [&](int64_t t, Bits bits) {
             Bits value;
-            if (value_of(t, value)) shared.add(value, cut, shift);
-        }
+            if (value_of(t, bits, value)) shared.add(value, cut, shift);
+        });
         sync_threads(); // the histogram is there
         uint64_t all;
         cut = narrow_cut(
@@ -100,36 +123,36 @@ __global__ void __launch_bounds__(kSumThreads, kBlocksPerSm)
     const int64_t share = b.top_k * counted / b.num_experts;
     const uint64_t wanted = counted == 0 ? 0 : share > 1 ? static_cast<uint64_t>(share) : 1;
     for (int32_t e = blockIdx.x; e < b.num_experts; e += gridDim.x) {
-        const Real *row = static_cast<const Real *>(b.scratch.g) + e * b.num_tokens;
-        const Bits *bits = reinterpret_cast<const Bits *>(row);
+        const Bits *row = static_cast<const Bits *>(b.scratch.g) + e * b.num_tokens;
 
         // The smallest g, and, where it is that of too many, the last of them: a selection of low tokens.
-        const auto g_of = [&](int64_t t, Bits &value) { return is_candidate(value = bits[t]); };
-        const Cut cut = select_largest<Bits>(live, kDigitsOfReal<Real>, wanted, g_of, shared);
+        const auto g_of = [&](int64_t, Bits bits, Bits &value) { return is_candidate(value = bits); };
+        const Cut cut = select_largest(row, live, kDigitsOfReal<Real>, wanted, g_of, shared);
         const Bits lowest = static_cast<Bits>(cut.lowest);
         int64_t last = live;
         if (cut.wanted != kAll) {
             int digits = 1;
             while (live >> digits * kDigitBits) digits++;
-            const auto token_of = [&](int64_t t, Bits &value) {
+            const auto token_of = [&](int64_t t, Bits bits, Bits &value) {
                 value = static_cast<Bits>(live - 1 - t);
-                return bits[t] == lowest;
+                return bits == lowest;
             };
-            const Cut of_tokens = select_largest<Bits>(live, digits, cut.wanted, token_of, shared);
+            const Cut of_tokens = select_largest(row, live, digits, cut.wanted, token_of, shared);
             last = live - 1 - static_cast<int64_t>(of_tokens.lowest);
         }
 
         // What it took, against what is above the threshold.
         const Real threshold = static_cast<const Real *>(b.thresholds)[e];
         uint64_t least = UINT64_MAX, difference = 0, excess = 0; // the last two are signed, and may wrap
-        for (int64_t t = threadIdx.x; t < live; t += kSumThreads) {
-            const bool candidate = is_candidate(bits[t]), above = candidate && row[t] > threshold;
-            const bool takes = candidate && (bits[t] > lowest || (bits[t] == lowest && t <= last));
-            if (takes && bits[t] < least) least = bits[t];
+        for_each_token(row, live, [&](int64_t t, Bits bits) {
+            const Real g = value_of_bits<Real>(bits);
+            const bool candidate = is_candidate(bits), above = candidate && g > threshold;
+            const bool takes = candidate && (bits > lowest || (bits == lowest && t <= last));
+            if (takes && bits < least) least = bits;
             const uint64_t sign = static_cast<uint64_t>(above) - static_cast<uint64_t>(takes);
-            difference += sign * fixed_point(row[t]);
+            difference += sign * fixed_point(g);
             excess += sign;
-        }
+        });
         least = block_reduce(least, shared.sums.integer, [](uint64_t x, uint64_t y) { return x < y ? x : y; });
         difference = block_sum(difference, shared.sums.integer);
         excess = block_sum(excess, shared.sums.integer);
@@ -187,12 +210,11 @@ __global__ void __launch_bounds__(kSumThreads, kBlocksPerSm) balanced_cut_kernel
     for (int64_t work = blockIdx.x; work < chunks * b.num_experts; work += gridDim.x) {
         const int64_t e = work / chunks, begin = work % chunks * kChunk;
         const int64_t end = begin + kChunk < live ? begin + kChunk : live;
-        const Real *row = static_cast<const Real *>(b.scratch.g) + e * b.num_tokens;
+        const Bits *row = static_cast<const Bits *>(b.scratch.g) + e * b.num_tokens + begin;
         const Real threshold = static_cast<const Real *>(b.thresholds)[e];
-        for (int64_t t = begin + threadIdx.x; t < end; t += kSumThreads) {
-            const Bits bits = reinterpret_cast<const Bits *>(row)[t];
-            if (is_candidate(bits) && row[t] > threshold) shared.add(bits, cut, shift);
-        }
+        for_each_token(row, end - begin, [&](int64_t, Bits bits) {
+            if (is_candidate(bits) && value_of_bits<Real>(bits) > threshold) shared.add(bits, cut, shift);
+        });
         counted += end - begin;
         if (counted < kMostCounted) continue;
         flush();
