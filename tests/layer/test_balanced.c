@@ -101,6 +101,13 @@ Test(balanced, thresholds_below_the_batch_take_what_the_batch_took)
     report_check(&report, ((float *)batch.forward.losses)[CUMOE_LOSS_THRESHOLD] == 0);
     for (int64_t e = 0; e < batch.experts; e++)
         report_check(&report, ((float *)batch.gradients.thresholds)[e] == 0);
+
+    /* At the threshold is not above it: with the smallest g itself every expert takes one token less. */
+    memcpy(threshold.weights.thresholds, batch.forward.batch_threshold, threshold.weight_bytes[MATRIX_THRESHOLDS]);
+    threshold.input_hash = problem_input_hash(&threshold);
+    cr_assert(problem_run_forward(&threshold, &report), "%s", report.text);
+    for (int64_t e = 0; e < batch.experts; e++)
+        report_check(&report, threshold.forward.expert_count[e] == batch.forward.expert_count[e] - 1);
     problem_destroy(&threshold);
     stop(&batch, &report);
     cumoe_handle_destroy(handle);

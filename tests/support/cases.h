@@ -85,7 +85,7 @@ static const layer_case_t LAYER_CASES[] = {
     {"low thresholds",          37,   9, 11,  8,  2, .pattern = PATTERN_LOW_THRESHOLDS, .mask_period = 5,
      .dead_tokens = 3},
     {"high thresholds",         37,   9, 11,  8,  2, .pattern = PATTERN_HIGH_THRESHOLDS},
-    {"thresholds not finite",   37,   9, 11,  8,  2, .pattern = PATTERN_NONFINITE_THRESHOLDS},
+    {"thresholds not finite",   37,   9, 11,  8,  2, .pattern = PATTERN_NONFINITE_THRESHOLDS, .mask_period = 5},
     {"twins",                   38,   9, 11,  8,  2, .pattern = PATTERN_TWINS},
     {"sentinels",               37,   9, 11,  8,  3, .pattern = PATTERN_SENTINELS},
     {"sentinels, wide",         37,   9, 11,  8,  3, .pattern = PATTERN_SENTINELS, .wide_index = 1},
