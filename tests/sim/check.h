@@ -1,8 +1,10 @@
-/* A test is a program: it prints what fails, and its exit status says whether anything did. */
+/* A test is a program: it prints what fails, and its exit status says whether anything did. With
+ * CUMOE_SIM_FAIL_FAST set it ends at the first failure. */
 #ifndef CUMOE_SIM_CHECK_H
 #define CUMOE_SIM_CHECK_H
 
 #include <stdio.h>
+#include <stdlib.h>
 
 namespace check
 {
@@ -29,6 +31,7 @@ inline int result()
             printf("%s:%d: %s: ", __FILE__, __LINE__, #condition);                                                 \
             printf(__VA_ARGS__);                                                                                   \
             printf("\n");                                                                                          \
+            if (getenv("CUMOE_SIM_FAIL_FAST")) exit(1);                                                            \
         }                                                                                                          \
     } while (0)
 
