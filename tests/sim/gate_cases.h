@@ -88,6 +88,7 @@ constexpr Case kCases[] = {
                 2),
     with_groups({"groups, hostile", 90, 88, 6, 18, 4, kNoisy, kF32, false, true, true, true}, 6, 2),
     with_groups({"groups, hostile inference", 60, 60, 6, 12, 4, kNoisy, kBf16, true, false, true, true, 1}, 4, 2),
+    with_groups({"groups of one, hostile", 40, 40, 6, 7, 3, kNoisy, kF32, false, true, true, true}, 7, 3),
     with_groups({"groups, no token", 0, 0, 8, 6, 2}, 3, 1),
     with_groups({"groups, no live token", 5, -3, 8, 6, 2}, 3, 2),
     with_groups({"groups, nothing wanted", 20, 20, 8, 6, 2, kNoisy, kF32, false, true, false, false, 1, false,
