@@ -22,7 +22,7 @@ static const char help[] =
     "\n"
     "  --text PATH      a text to learn; may be repeated, up to 8 times. Two texts show which experts each one "
     "uses\n"
-    "  --table6         the paper's table 6, in place of all other tables; about 40 minutes of a core\n"
+    "  --table6         the paper's table 6, in place of all other tables; about 50 minutes of a core\n"
     "  --balanced       the strictly balanced gate, in place of all other tables; about 2 minutes\n"
     "  --seeds N        train the models of the first table N times, from other random numbers    [1; table 6: "
     "3]\n"
