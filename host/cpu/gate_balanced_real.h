@@ -225,6 +225,10 @@ static void FN(write_slots)(const balanced_call_t *call)
         FN(count_tokens)(call, first, tokens);
     }
     for (int64_t t = 0; t < T; t++) r->token_slot[t + 1] += r->token_slot[t];
+    for (int64_t slot = r->token_slot[T]; slot < cumoe__max_slots(c, T); slot++) { /* not in use */
+        r->expert[slot] = -1;
+        ((REAL *)r->weight)[slot] = 0;
+    }
 #pragma omp parallel num_threads(c->max_threads)
     {
         int64_t *importance = call->scratch->sums + omp_get_thread_num() * 2 * (int64_t)c->num_experts;
