@@ -87,13 +87,13 @@ static inline problem_options_t suite_case_options(int i, int n)
 
 /* The gates that came with the first version run with all options. Those behind them run with two of the four in
  * turn, since only the gate is another: everything behind it takes what the routing says. Where time is short a
- * case runs with one set of options, with the noisy gate in training and, in turn, two of the others. */
+ * case runs with one set of options, with the noisy gate in training and, in turn, one of the others. */
 static inline bool suite_leaves_out(int i, int n, const gate_variant_t *variant)
 {
     const int v = (int)(variant - GATE_VARIANTS), later = NUM_GATE_VARIANTS - VARIANT_EXTERNAL - 1;
     const bool only = !case_applies(&LAYER_CASES[i], &GATE_VARIANTS[VARIANT_NOISY]); /* of its gate */
-    const bool in_turn = v == 1 + i % VARIANT_EXTERNAL || v == VARIANT_EXTERNAL + 1 + i % later;
-    if (device_is_slow()) return n != (i + v) % NUM_CASE_OPTIONS || (v != VARIANT_NOISY && !in_turn && !only);
+    const int in_turn = i % 2 ? VARIANT_EXTERNAL + 1 + i / 2 % later : 1 + i / 2 % VARIANT_EXTERNAL;
+    if (device_is_slow()) return n != (i + v) % NUM_CASE_OPTIONS || (v != VARIANT_NOISY && v != in_turn && !only);
     return v > VARIANT_EXTERNAL && n % 2 != (i + v) % 2;
 }
 
