@@ -105,7 +105,8 @@ static inline void suite_cases(const char *test, int v, bool without_reference, 
     report_t report = {0};
     for (int i = 0; i < NUM_LAYER_CASES; i++)
         for (int n = 0; n < NUM_CASE_OPTIONS && case_applies(&LAYER_CASES[i], variant); n++) {
-            if (suite_leaves_out(i, n, variant) || (i / NUM_CASE_OPTIONS + v) % device_share() != 0) continue;
+            if (suite_leaves_out(i, n, variant) || (i / NUM_CASE_OPTIONS + v + device_part()) % device_share() != 0)
+                continue;
             problem_options_t options = suite_case_options(i, n);
             options.variant = *variant;
             options.seed = seed + (uint64_t)i;
@@ -173,9 +174,9 @@ static inline void suite_pairs(const char *test, bool without_reference, suite_b
     int chosen[MAX_PAIRWISE];
     const int num_chosen = pairs_choose(&PAIRWISE, MAX_PAIRWISE, chosen);
     cr_assert(num_chosen > 0);
-    /* Where time is short every suite takes another half. */
+    /* Where time is short every suite takes another part. */
     const int step = device_is_slow() ? 2 * device_share() : 1;
-    for (int n = (int)strlen(test) % step; n < num_chosen; n += step) {
+    for (int n = ((int)strlen(test) + 2 * device_part()) % step; n < num_chosen; n += step) {
         layer_case_t layer_case;
         problem_options_t options;
         pairwise_case(chosen[n], n, seed, &layer_case, &options);

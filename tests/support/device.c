@@ -30,6 +30,12 @@ int device_share(void)
     return device_is_slow() ? atoi(getenv("CUMOE_TEST_SHORT")) : 1;
 }
 
+int device_part(void)
+{
+    const char *value = getenv("CUMOE_TEST_PART");
+    return value ? atoi(value) : 0;
+}
+
 bool device_has_twins(const cumoe_handle_t *handle)
 {
     return cumoe_handle_backend(handle) == CUMOE_BACKEND_CUDA || is_set("CUMOE_TEST_MIRROR");

@@ -20,6 +20,9 @@ bool device_is_slow(void);
 /* CUMOE_TEST_SHORT, at least 1: of what is left in the tables, one problem in so many is run. */
 int device_share(void);
 
+/* CUMOE_TEST_PART, 0 if it is not set: which of these, so that two runs look at different ones. */
+int device_part(void);
+
 /* Do buffers have twins? */
 bool device_has_twins(const cumoe_handle_t *handle);
 
