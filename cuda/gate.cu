@@ -81,8 +81,8 @@ GateScratch gate_scratch(const cumoe_context_t &context, int64_t num_tokens, boo
     if (!backward) {
         take(s.count, E);
         take(s.counter, kGateCounters);
-        take(s.share, has_shares(c.gate) ? E : 0);
-        take(s.square, has_shares(c.gate) ? static_cast<size_t>(num_tokens) : 0, real);
+        take(s.share, cumoe__has_shares(c.gate) ? E : 0);
+        take(s.square, cumoe__has_shares(c.gate) ? static_cast<size_t>(num_tokens) : 0, real);
     }
     if (c.gate != CUMOE_GATE_EXTERNAL) {
         const int64_t block = gate_block(level.config, num_tokens, values);
@@ -150,7 +150,7 @@ cudaError_t sort_choices(const cumoe_context_t &context, int64_t num_tokens, con
              routing.primary_group};
     cumoe_permute_args_t args = {};
     args.num_tokens = num_tokens;
-    args.routing = primary_routing(routing);
+    args.routing = cumoe__primary_routing(&routing);
     args.rows = scratch.choices;
     args.workspace = scratch.permute;
     return permute(gate_level(context, true), args, stream);
@@ -237,10 +237,10 @@ cudaError_t route_groups(const cumoe_context_t &context, const cumoe_gate_args_t
                          const GateSums &sums, const GateSums &primary_sums, cudaStream_t stream)
 {
     const cumoe_config_t &c = context.config;
-    const cumoe_weights_t weights = primary_weights(*args.weights);
+    const cumoe_weights_t weights = cumoe__primary_weights(args.weights);
     cumoe_gate_args_t primary = args;
     primary.weights = &weights;
-    primary.routing = primary_routing(args.routing);
+    primary.routing = cumoe__primary_routing(&args.routing);
     cudaError_t error = route_tokens<Real>(gate_level(context, true), primary, primary_facts, values, scratch,
                                            primary_sums, stream);
     if (error != cudaSuccess) return error;

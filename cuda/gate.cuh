@@ -4,6 +4,7 @@
 #include "cuda/gemm.cuh"
 #include "cuda/stages.cuh"
 #include "host/arena.h"
+#include "host/gate_levels.h"
 #include "host/philox.h"
 
 namespace cumoe
@@ -27,12 +28,6 @@ constexpr int gate_blocks_per_sm(int team_warps, size_t real_size, bool backward
     return real_size == 8 || backward ? 4 : 8;
 }
 
-/* Kinds whose losses hang on a share that every expert has in a token. */
-inline bool has_shares(cumoe_gate_kind_t gate)
-{
-    return gate == CUMOE_GATE_SOFTMAX_TOPK || gate == CUMOE_GATE_SIGMOID_TOPK;
-}
-
 /* What decides a row of logits, in the words of kernels: a flat gate, or a level of HIERARCHICAL, E and K its own.
  */
 struct GateFacts {
@@ -51,34 +46,11 @@ struct GateFacts {
     int64_t columns; // of a row of logits: E, or 2E with noise
 };
 
-/* The gate of a level of HIERARCHICAL as a flat one: G groups for a token, or the B = E / G experts of one. */
 inline cumoe_context_t gate_level(const cumoe_context_t &context, bool primary)
 {
     cumoe_context_t level = context;
-    cumoe_config_t &c = level.config;
-    c.gate = CUMOE_GATE_NOISY_TOPK;
-    c.num_experts = primary ? c.num_groups : c.num_experts / c.num_groups;
-    c.top_k = primary ? c.top_k_groups : c.top_k / c.top_k_groups;
+    level.config = cumoe__level_config(&context.config, primary);
     return level;
-}
-
-/* The primary pair in the place of a flat gate's. */
-inline cumoe_weights_t primary_weights(const cumoe_weights_t &weights)
-{
-    cumoe_weights_t primary = weights;
-    primary.w_gate = weights.w_gate_primary;
-    primary.w_noise = weights.w_noise_primary;
-    return primary;
-}
-
-/* What the primary gate decides, in the place of a flat gate's. */
-inline cumoe_routing_t primary_routing(const cumoe_routing_t &routing)
-{
-    cumoe_routing_t primary = routing;
-    primary.expert = routing.primary_group;
-    primary.weight = routing.primary_weight;
-    primary.load = routing.primary_load;
-    return primary;
 }
 
 inline GateFacts gate_facts(const cumoe_config_t &config, const cumoe_weights_t *weights, bool training,
@@ -92,7 +64,7 @@ inline GateFacts gate_facts(const cumoe_config_t &config, const cumoe_weights_t 
     facts.smooth = facts.noise && config.top_k < config.num_experts;
     facts.dense = config.gate == CUMOE_GATE_SOFTMAX;
     facts.sigmoid = config.gate == CUMOE_GATE_SIGMOID_TOPK;
-    facts.shares = has_shares(config.gate);
+    facts.shares = cumoe__has_shares(config.gate);
     facts.renormalize = !facts.shares || config.renormalize;
     facts.bias = facts.sigmoid ? weights->gate_bias : nullptr;
     facts.wanted = config.top_k + (facts.smooth ? 1 : 0);

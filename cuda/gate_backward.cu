@@ -304,11 +304,12 @@ cudaError_t groups_backward(const cumoe_context_t &context, const cumoe_gate_bac
     error = differentiate<Real>(gate_level(context, false), args, in, scratch, stream);
     if (error != cudaSuccess) return error;
 
-    const cumoe_weights_t weights = primary_weights(*args.weights), gradients = primary_weights(*args.gradients);
+    const cumoe_weights_t weights = cumoe__primary_weights(args.weights),
+                          gradients = cumoe__primary_weights(args.gradients);
     cumoe_gate_backward_args_t primary_args = args;
     primary_args.weights = &weights;
     primary_args.gradients = &gradients;
-    primary_args.routing = primary_routing(args.routing);
+    primary_args.routing = cumoe__primary_routing(&args.routing);
     RowGradients primary = {};
     primary.gate = primary_facts;
     primary.dweight = scratch.groups.dprimary;
@@ -341,8 +342,8 @@ cudaError_t run_gate_backward(const cumoe_context_t &context, const cumoe_gate_b
     const int halves = args.num_tokens == 0 ? 0 : in.gate.noise ? 2 : 1;
     cudaError_t error = clear_unwritten(args, c.num_experts, c.hidden_size, *args.gradients, halves, stream);
     if (error == cudaSuccess && groups)
-        error =
-            clear_unwritten(args, c.num_groups, c.hidden_size, primary_weights(*args.gradients), halves, stream);
+        error = clear_unwritten(args, c.num_groups, c.hidden_size, cumoe__primary_weights(args.gradients), halves,
+                                stream);
     if (error == cudaSuccess && c.gate == CUMOE_GATE_BALANCED)
         error = balanced_thresholds<Real>(context, args, stream);
     if (error != cudaSuccess || args.num_tokens == 0) return error;

@@ -34,6 +34,12 @@ static inline bool cumoe__is_noisy(cumoe_gate_kind_t gate)
     return gate == CUMOE_GATE_NOISY_TOPK || gate == CUMOE_GATE_HIERARCHICAL;
 }
 
+/* Every expert has a share in every token, of which the Switch loss and the z-loss are made. */
+static inline bool cumoe__has_shares(cumoe_gate_kind_t gate)
+{
+    return gate == CUMOE_GATE_SOFTMAX_TOPK || gate == CUMOE_GATE_SIGMOID_TOPK;
+}
+
 /* Tokens choose as many experts as took them: routing.token_slot says where their slots are. */
 static inline bool cumoe__has_token_slots(const cumoe_config_t *config)
 {

@@ -100,7 +100,7 @@ cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context,
     s.counted = cumoe__take(&arena, backward ? block * sizeof(int32_t) : 0);
     s.logits = cumoe__take(&arena, block * (size_t)columns * real);
     s.rows = cumoe__take(&arena, threads * 4 * row * real);
-    s.square = cumoe__take(&arena, !backward && cumoe__cpu_has_spread(c) ? (size_t)num_tokens * real : 0);
+    s.square = cumoe__take(&arena, !backward && cumoe__has_shares(c->gate) ? (size_t)num_tokens * real : 0);
     s.normals = cumoe__take(&arena, threads * (size_t)cumoe__cpu_normals_stride(s.row_experts) * sizeof(float));
     if (c->gate == CUMOE_GATE_HIERARCHICAL) place_groups(&arena, c, num_tokens, backward, &s.groups);
     if (!backward && c->gate == CUMOE_GATE_BALANCED) {
@@ -300,7 +300,7 @@ static void finish(const cumoe_config_t *c, const cumoe_gate_args_t *args, const
         losses[CUMOE_LOSS_IMPORTANCE] = cv2_importance;
         losses[CUMOE_LOSS_LOAD] = cv2_load;
     }
-    if (args->losses && cumoe__cpu_has_spread(c)) {
+    if (args->losses && cumoe__has_shares(c->gate)) {
         losses[CUMOE_LOSS_SWITCH] = switch_loss(c, args, scratch);
         losses[CUMOE_LOSS_Z] =
             c->dtype == CUMOE_F64 ? z_loss_f64(args, scratch->square) : z_loss_f32(args, scratch->square);

@@ -34,12 +34,6 @@ static inline cumoe_cpu_level_t cumoe__cpu_flat_level(const cumoe_config_t *c, b
     return cumoe__cpu_level(c, training, c->num_experts, c->top_k, CUMOE_NOISE_FLAT);
 }
 
-/* The kinds that have the Switch loss and the z-loss. */
-static inline bool cumoe__cpu_has_spread(const cumoe_config_t *c)
-{
-    return c->gate == CUMOE_GATE_SOFTMAX_TOPK || c->gate == CUMOE_GATE_SIGMOID_TOPK;
-}
-
 static inline bool cumoe__cpu_token_counts(const uint8_t *token_mask, int64_t t)
 {
     return !token_mask || token_mask[t];

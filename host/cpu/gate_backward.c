@@ -131,7 +131,7 @@ void cumoe__cpu_flat_backward(const cumoe_config_t *c, const cumoe_gate_backward
     clear_unwritten(c, args, level, live > 0);
     for (int64_t first = 0; first < live; first += block) {
         const int64_t tokens = live - first < block ? live - first : block;
-        if (level->noise || cumoe__cpu_has_spread(c))
+        if (level->noise || cumoe__has_shares(c->gate))
             cumoe__cpu_gate_logits(c, level, args->weights, args->x, args->x_stride, first, tokens, scratch);
         (c->dtype == CUMOE_F64 ? backward_block_f64 : backward_block_f32)(c, args, level, batch, first, tokens,
                                                                           scratch);

@@ -73,7 +73,7 @@ static void FN(backward_token)(const cumoe_config_t *c, const cumoe_gate_backwar
                                    .weight = (const REAL *)args->routing.weight + own.begin,
                                    .dweight = (const REAL *)args->dweight + own.begin,
                                    .dimportance = scratch->dimportance};
-    if (cumoe__cpu_has_spread(c)) {
+    if (cumoe__has_shares(c->gate)) {
         FN(backward_today)(c, args, t, level, &choices, batch, scratch->dload, logits, row);
         return;
     }
@@ -113,7 +113,7 @@ static cumoe_cpu_batch_t FN(sum_gradients)(const cumoe_config_t *c, const cumoe_
 {
     const cumoe_routing_t *routing = &args->routing;
     FN(importance_gradient)(c, args, scratch);
-    if (cumoe__cpu_has_spread(c)) {
+    if (cumoe__has_shares(c->gate)) {
         const double upstream = FN(upstream)(c, args, CUMOE_LOSS_SWITCH);
         const double z = 2 * FN(upstream)(c, args, CUMOE_LOSS_Z);
         FN(switch_gradient)(c, routing, upstream, cumoe__cpu_fixed_unit(c), scratch->dload);

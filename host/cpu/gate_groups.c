@@ -2,6 +2,7 @@
  * alone, as one grouped product. */
 #include "host/cpu/gate.h"
 #include "host/elementary.h"
+#include "host/gate_levels.h"
 
 #include <omp.h>
 
@@ -53,34 +54,6 @@ static cumoe_cpu_level_t secondary_level(const cumoe_config_t *c, bool training)
 {
     return cumoe__cpu_level(c, training, c->num_experts / c->num_groups, c->top_k / c->top_k_groups,
                             CUMOE_NOISE_FLAT);
-}
-
-/* The primary gate as a flat one. */
-static cumoe_config_t primary_config(const cumoe_config_t *c)
-{
-    cumoe_config_t primary = *c;
-    primary.gate = CUMOE_GATE_NOISY_TOPK;
-    primary.num_experts = c->num_groups;
-    primary.top_k = c->top_k_groups;
-    primary.num_groups = primary.top_k_groups = 0;
-    return primary;
-}
-
-static cumoe_weights_t primary_weights(const cumoe_weights_t *w)
-{
-    cumoe_weights_t primary = *w;
-    primary.w_gate = w->w_gate_primary;
-    primary.w_noise = w->w_noise_primary;
-    return primary;
-}
-
-static cumoe_routing_t primary_routing(const cumoe_routing_t *r)
-{
-    cumoe_routing_t primary = *r;
-    primary.expert = r->primary_group;
-    primary.weight = r->primary_weight;
-    primary.load = r->primary_load;
-    return primary;
 }
 
 /* Choices as rows of their groups: a stable counting sort. */
@@ -150,12 +123,12 @@ void cumoe__cpu_groups_forward(const cumoe_config_t *c, const cumoe_gate_args_t 
                                const cumoe_cpu_gate_scratch_t *scratch)
 {
     const bool wide = c->dtype == CUMOE_F64;
-    const cumoe_config_t first = primary_config(c);
-    const cumoe_weights_t first_weights = primary_weights(args->weights);
+    const cumoe_config_t first = cumoe__level_config(c, true);
+    const cumoe_weights_t first_weights = cumoe__primary_weights(args->weights);
     const cumoe_cpu_level_t level = primary_level(c, args->training);
     cumoe_gate_args_t first_args = *args;
     first_args.weights = &first_weights;
-    first_args.routing = primary_routing(&args->routing);
+    first_args.routing = cumoe__primary_routing(&args->routing);
     cumoe__cpu_flat_forward(&first, &first_args, &level, scratch);
     cumoe__cpu_reduce_sums(&first, &first_args, level.smooth, scratch);
     memcpy(args->routing.primary_count, scratch->count, (size_t)c->num_groups * sizeof *scratch->count);
@@ -276,9 +249,9 @@ void cumoe__cpu_groups_backward(const cumoe_config_t *c, const cumoe_gate_backwa
     (wide ? backward_rows_f64 : backward_rows_f32)(&call);
     secondary_weight_gradients(&call, args);
 
-    const cumoe_config_t first = primary_config(c);
-    const cumoe_weights_t first_weights = primary_weights(args->weights);
-    const cumoe_weights_t first_gradients = primary_weights(args->gradients);
+    const cumoe_config_t first = cumoe__level_config(c, true);
+    const cumoe_weights_t first_weights = cumoe__primary_weights(args->weights);
+    const cumoe_weights_t first_gradients = cumoe__primary_weights(args->gradients);
     const cumoe_cpu_batch_t batch = {.load = load && level.smooth};
     cumoe_cpu_gate_scratch_t first_scratch = *scratch;
     first_scratch.dimportance = NULL; /* its weights reach the loss through the products alone */
@@ -286,7 +259,7 @@ void cumoe__cpu_groups_backward(const cumoe_config_t *c, const cumoe_gate_backwa
     cumoe_gate_backward_args_t first_args = *args;
     first_args.weights = &first_weights;
     first_args.gradients = &first_gradients;
-    first_args.routing = primary_routing(&args->routing);
+    first_args.routing = cumoe__primary_routing(&args->routing);
     first_args.dweight = scratch->groups.dprimary;
     cumoe__cpu_flat_backward(&first, &first_args, &level, &batch, &first_scratch);
     if (args->dx_gate) secondary_input_gradient(&call, args);

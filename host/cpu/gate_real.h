@@ -90,7 +90,7 @@ static void FN(forward_block)(const cumoe_config_t *c, const cumoe_gate_args_t *
                               const cumoe_cpu_level_t *level, int64_t first, int64_t tokens,
                               const cumoe_cpu_gate_scratch_t *scratch)
 {
-    REAL *square = args->losses && cumoe__cpu_has_spread(c) ? scratch->square : NULL;
+    REAL *square = args->losses && cumoe__has_shares(c->gate) ? scratch->square : NULL;
 #pragma omp parallel num_threads(c->max_threads)
     {
         const int thread = omp_get_thread_num();

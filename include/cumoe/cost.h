@@ -54,7 +54,8 @@ typedef struct cumoe_cost {
     size_t adam_state_size;        /* cumoe_optimizer_state_size() of ADAM */
     size_t factored_state_size;    /* and of FACTORED_ADAM */
     size_t saved_size;             /* of a forward call without config.recompute: routing and z [R, Z]. With CUDA
-                                      cumoe_tile_size() numbers more, here and below */
+                                      cumoe_tile_size() numbers more, here and below. BALANCED: for as many rows as
+                                      there can be, see cumoe_layer_max_rows() */
     size_t saved_size_recomputing; /* and with it: routing alone */
 
     /* Rows that an expert gets in one call if all are chosen equally often. */

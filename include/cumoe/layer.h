@@ -33,9 +33,10 @@ CUMOE_API void cumoe_layer_destroy(cumoe_layer_t *layer);
 
 /* The bytes of the two buffers that the caller owns: workspace, free again when the stream has passed a call,
  * and saved, which goes unchanged from a forward to its backward (it holds no pointers: copy or offload it as
- * you like). Both grow with num_tokens, so one question for the largest T serves all smaller ones. With
- * config.recompute saved has no pre-activations: T * K * I values of config.dtype less (2I with glu), and up to 63
- * bytes of alignment.
+ * you like). Both grow with num_tokens, so one question for the largest T serves all smaller ones. BALANCED has T *
+ * E values of the gate type in workspace; HIERARCHICAL nothing of that size, but 4 T (G + K1 E/G) values at most.
+ * With config.recompute saved has no pre-activations: T * K * I values of config.dtype less (2I with glu), and up
+ * to 63 bytes of alignment.
  *
  * num_tokens      T >= 0, T * K < 2^31, with F64 at most 2^22 (SOFTMAX: K = E)
  * workspace_size  out: enough for every call; for forward without saved alone if saved_size is NULL

@@ -180,7 +180,7 @@ typedef struct cumoe_down_backward_args {
     size_t struct_size;
     int64_t num_tokens;
     const cumoe_weights_t *weights;
-    cumoe_routing_t routing; /* in   weight, token_slot */
+    cumoe_routing_t routing; /* in   weight */
     cumoe_rows_t rows;       /* in */
     const void *z;           /* in   [R, I or 2I] */
     const void *dy;          /* in   [T, H] */

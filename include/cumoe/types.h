@@ -50,10 +50,8 @@ typedef enum cumoe_gate_kind {
                                     lowest token; else the tokens whose g is above its threshold; weights are g over
                                     the sum of the g of the experts that took the token. A token that none took
                                     gives 0 */
-    CUMOE_GATE_SOFTMAX_TOPK =
-        5, /* the K largest of p = softmax(c); weight p, or, renormalised, p over the sum of the
-              K */
-    CUMOE_GATE_SIGMOID_TOPK = 6 /* the K largest of s + gate_bias, s = sigmoid(c); weight s, or, renormalised, s
+    CUMOE_GATE_SOFTMAX_TOPK = 5, /* the K largest of p = softmax(c); weight p, or, renormalised, p over their sum */
+    CUMOE_GATE_SIGMOID_TOPK = 6  /* the K largest of s + gate_bias, s = sigmoid(c); weight s, or, renormalised, s
                                    over (the sum of the K + 1e-20), as in DeepSeek-V3 */
 } cumoe_gate_kind_t;
 

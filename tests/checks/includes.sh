@@ -36,7 +36,7 @@ outside='(.*/)?(host|cuda)/'
 
 only 'stddef\.h|stdint\.h|cumoe/[a-z_]+\.h' 'include/ uses <stddef.h>, <stdint.h> and its own headers' include
 never "$cuda|nccl|$torch|(.*/)?(tests|perf|examples)/" 'host/ knows no CUDA, NCCL, Torch, tests or programs' host
-seam='host/(activation|activation_real|arena|backend|elementary|error|kinds|philox|tile|weights_layout)\.h'
+seam='host/(activation|activation_real|arena|backend|elementary|error|gate_levels|kinds|philox|tile|weights_layout)\.h'
 only "[a-z_]+\.h|cumoe/[a-z_]+\.h|$seam|host/cpu/[a-z0-9_]+\.h" "a backend knows stages, not layers: $seam" host/cpu
 complain "a backend knows stages, not layers: $seam" \
     "$(includes cuda | grep -E ':(.*/)?host/' | grep -vE ":($seam|host/comm\.h)\$")"
