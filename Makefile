@@ -30,7 +30,8 @@ demo: ## train language models on real text: experts against a dense layer (TEXT
 
 test: ## build everything and run all tests
 	@.ci/packages $(if $(CI),ci,test)
-	@cuda=$$(.ci/cuda test) && $(step) 'configure' cmake --preset release $(strict) $(cuda)
+	@cuda=$$(.ci/cuda test) && torch=$$(.ci/torch) && \
+	    $(step) 'configure' cmake --preset release $(strict) $(cuda) -DCUMOE_TORCH=$$torch
 	@$(step) 'build' cmake --build $(build) -j $(JOBS)
 	@$(step) 'test' ctest --preset release -j $(JOBS)
 	@sed -n '/tests passed/,$$p' build/logs/test.log

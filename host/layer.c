@@ -1,3 +1,4 @@
+#include "host/arena.h"
 #include "host/kinds.h"
 #include "host/layout.h"
 
@@ -55,5 +56,31 @@ cumoe_status_t cumoe_layer_buffer_sizes(const cumoe_layer_t *layer, int64_t num_
         *saved_size = forward.saved_size;
     }
     *workspace_size = most;
+    return CUMOE_SUCCESS;
+}
+
+static size_t saved_size(const cumoe_layer_t *layer, int64_t num_tokens)
+{
+    return cumoe__layout(layer, CUMOE_PASS_FORWARD, num_tokens, NULL, NULL).saved_size;
+}
+
+cumoe_status_t cumoe_layer_saved_bound(const cumoe_layer_t *layer, size_t *base, size_t *per_token)
+{
+    const char *function = "cumoe_layer_saved_bound";
+    CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
+    CUMOE_REQUIRE(base && per_token, INVALID_ARGUMENT, "%s: %s = NULL, but the result needs a place", function,
+                  base ? "per_token" : "base");
+    const cumoe_config_t *config = &layer->context.config;
+    const int64_t least = config->max_rows > config->num_experts ? config->max_rows : config->num_experts;
+
+    /* From so many tokens on rows grow with tokens, and each array by a fixed number of bytes for every 4096. */
+    const int64_t far = (least + 4095) / 4096 * 4096;
+    const size_t once = saved_size(layer, far), twice = saved_size(layer, 2 * far);
+    *per_token = (twice - once + (size_t)far - 1) / (size_t)far;
+    if (config->gate == CUMOE_GATE_BALANCED)
+        *base = saved_size(layer, (least + config->top_k - 1) / config->top_k); /* fewer tokens have no more rows */
+    else
+        *base = 2 * once - twice;
+    *base += CUMOE_LAYOUT_ARRAYS * CUMOE_ARENA_ALIGNMENT;
     return CUMOE_SUCCESS;
 }

@@ -5,6 +5,8 @@
 
 #include "host/objects.h"
 
+enum { CUMOE_LAYOUT_ARRAYS = 32 }; /* saved has fewer, each of which may end with padding */
+
 typedef struct cumoe_layout {
     /* In saved when there is one, else in workspace. */
     cumoe_routing_t routing;

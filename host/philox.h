@@ -3,8 +3,8 @@
  * Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): ten rounds of a bijection
  * of 128 bits, so that any number of the stream is computed from its name alone. Here the key is (seed,
  * noise_stream of the layer), the counter (expert / 4 and level; global token; offset), and each name gives four
- * normals, for experts 4q .. 4q + 3. Forward, backward, recomputation, every tile shape and every rank therefore
- * see the same noise.
+ * normals, for experts 4q .. 4q + 3; each group of the hierarchical gate begins with a q of its own. Forward,
+ * backward, recomputation, every tile shape and every rank therefore see the same noise.
  *
  * Normals by Box and Muller with our own logarithm, sine and cosine. Every product that meets a sum is an explicit
  * fma and no other product feeds a sum, so no compiler has anything to contract, and the bits are those of IEEE

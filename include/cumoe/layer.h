@@ -63,6 +63,18 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_buffer_sizes(const cumoe_la
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_max_rows(const cumoe_layer_t *layer, int64_t num_tokens,
                                                               int64_t *max_rows, int64_t *max_slots);
 
+/* For whoever must size saved before T is known, as a compiler that traces with an unknown T:
+ * cumoe_layer_buffer_sizes() never says more than base + per_token * T. It says hardly less, but for BALANCED with
+ * few tokens, where rows do not grow with T.
+ *
+ * base, per_token  out: bytes
+ *
+ * CUMOE_INVALID_ARGUMENT  a pointer is NULL
+ *
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_saved_bound(const cumoe_layer_t *layer, size_t *base,
+                                                                 size_t *per_token);
+
 typedef struct cumoe_forward_args {
     size_t struct_size;             /* sizeof(cumoe_forward_args_t) */
     int64_t num_tokens;             /* T >= 0 */

@@ -81,7 +81,8 @@ typedef enum cumoe_glu_placement {
 /* The losses of a layer, as indices into arrays of CUMOE_NUM_LOSSES numbers. */
 typedef enum cumoe_loss {
     CUMOE_LOSS_IMPORTANCE = 0, /* CV^2 of the sums of gate values per expert (eq. 6-7) */
-    CUMOE_LOSS_LOAD = 1,       /* CV^2 of the smooth loads (App. A, eq. 8-11) */
+    CUMOE_LOSS_LOAD = 1,   /* CV^2 of the smooth loads (App. A, eq. 8-11); where these are rows per expert, a number
+                              without gradient */
     CUMOE_LOSS_SWITCH = 2, /* E sum_e f_e p_e, f = rows of e / tokens, p = mean over tokens of softmax(c)_e, or of
                               sigmoid(c)_e over its sum; SOFTMAX_TOPK, SIGMOID_TOPK */
     CUMOE_LOSS_Z = 3,      /* mean over tokens of log(sum_e exp(c_e))^2; SOFTMAX_TOPK, SIGMOID_TOPK */

@@ -261,3 +261,64 @@ Test(buffers, experts_past_2_to_the_31)
     problem_destroy(&p);
     cumoe_handle_destroy(handle);
 }
+
+/* The bound of saved for an unknown T: never below the size, and hardly above it where rows grow with tokens. */
+static void check_bound(const cumoe_handle_t *handle, const cumoe_config_t *config, report_t *report)
+{
+    enum { MOST_WASTED = 4096 };
+    static const int64_t tokens[] = {0, 1, 2, 3, 7, 30, 64, 127, 1000, 4096, 4097, 30011};
+    cumoe_layer_t *layer;
+    size_t base, per_token, workspace, saved;
+    cr_assert_eq(cumoe_layer_create(&layer, handle, config), CUMOE_SUCCESS, "%s", cumoe_last_error());
+    report_check(report, cumoe_layer_saved_bound(layer, &base, &per_token) == CUMOE_SUCCESS);
+    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) {
+        const size_t bound = base + per_token * (size_t)tokens[i];
+        report_check(report, cumoe_layer_buffer_sizes(layer, tokens[i], &workspace, &saved) == CUMOE_SUCCESS);
+        const bool tight = config->gate != CUMOE_GATE_BALANCED && tokens[i] * config->top_k >= config->num_experts;
+        if (bound < saved || (tight && bound > saved + MOST_WASTED + (size_t)tokens[i]))
+            report_fail(report, "gate %d, max_rows %lld, %lld tokens: saved has %zu bytes, the bound %zu",
+                        config->gate, (long long)config->max_rows, (long long)tokens[i], saved, bound);
+    }
+    cumoe_layer_destroy(layer);
+}
+
+Test(buffers, bound_for_an_unknown_number_of_tokens)
+{
+    cumoe_handle_t *handle = suite_handle();
+    report_t report = {0};
+    cumoe_config_t config;
+    cr_assert_eq(cumoe_config_init(&config), CUMOE_SUCCESS);
+    config.hidden_size = 5;
+    config.intermediate_size = 13;
+    config.num_experts = 12;
+    config.activation = CUMOE_ACTIVATION_SWIGLU;
+    for (config.gate = CUMOE_GATE_NOISY_TOPK; config.gate <= CUMOE_GATE_SIGMOID_TOPK; config.gate++)
+        for (config.recompute = 0; config.recompute <= 1; config.recompute++) {
+            config.top_k = config.gate == CUMOE_GATE_SOFTMAX ? 0 : 3;
+            config.num_groups = config.gate == CUMOE_GATE_HIERARCHICAL ? 4 : 0;
+            config.top_k_groups = config.gate == CUMOE_GATE_HIERARCHICAL ? 1 : 0;
+            check_bound(handle, &config, &report);
+        }
+    config.recompute = 0;
+    config.top_k = 3;
+    config.gate = CUMOE_GATE_BALANCED;
+    static const int64_t max_rows[] = {1, 13, 100, 40000, 100000};
+    for (size_t i = 0; i < sizeof max_rows / sizeof *max_rows; i++) {
+        config.max_rows = max_rows[i];
+        check_bound(handle, &config, &report);
+    }
+
+    cumoe_layer_t *layer;
+    size_t base = 7, per_token = 7;
+    config.max_rows = 0;
+    cr_assert_eq(cumoe_layer_create(&layer, handle, &config), CUMOE_SUCCESS);
+    report_check(&report, cumoe_layer_saved_bound(NULL, &base, &per_token) == CUMOE_INVALID_ARGUMENT);
+    report_check(&report, cumoe_layer_saved_bound(layer, NULL, &per_token) == CUMOE_INVALID_ARGUMENT);
+    report_check(&report, cumoe_layer_saved_bound(layer, &base, NULL) == CUMOE_INVALID_ARGUMENT);
+    report_check(&report, strcmp(cumoe_last_error(), "cumoe_layer_saved_bound: per_token = NULL, but the result "
+                                                     "needs a place") == 0);
+    report_check(&report, base == 7 && per_token == 7);
+    cumoe_layer_destroy(layer);
+    EXPECT_EMPTY(report);
+    cumoe_handle_destroy(handle);
+}

@@ -1,0 +1,112 @@
+"""The layer without parameters of its own. Arrays have the names, shapes and meaning of cumoe/weights.h."""
+
+import functools
+
+import torch
+
+from . import ops
+from .config import ACTIVATIONS, COMPUTES, GATES, PLACEMENTS, gate_dtype
+from .output import MoEOutput
+
+_EXTERNAL = GATES.index("external")
+
+
+def _kind(names, name, what):
+    if name not in names:
+        raise ValueError(f"cumoe: {what} = {name!r}, but must be one of {', '.join(names)}")
+    return names.index(name)
+
+
+def _cast(dtype, tensors):
+    return [tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
+
+
+def _autocast(x, arrays):
+    """Under autocast tokens and expert arrays have its type; gates stay as they are."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x, arrays
+    dtype = torch.get_autocast_dtype(device)
+    return _cast(dtype, [x])[0], _cast(dtype, arrays)
+
+
+def _needs_gradient(*tensors):
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _rows(x, columns, what="x"):
+    if x.dim() == 0 or x.size(-1) != columns:
+        raise ValueError(f"cumoe: {what} has shape {list(x.shape)}, but its last size must be {columns}")
+    return x if x.dim() == 2 else x.reshape(-1, columns)
+
+
+def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None, b_down=None, activation="relu",
+            glu="separate", swiglu_limit=7.0, swiglu_alpha=1.702, recompute=False, compute="exact", max_sms=0):
+    """y[t] = sum over j of weight[t, j] * expert index[t, j] of x[t].
+
+    x       [..., H] float64 (CPU), float32, bfloat16 or float16
+    index   [..., K] int32 or int64; an id outside 0..E-1 contributes nothing, forward or backward
+    weight  [..., K] float32 (float64 with float64) or the type of x
+    w_up    [E, I, H], or [E, 2I, H] as glu says, in any strides: a transposed view is not copied. None for "identity"
+    w_down  [E, H, I] likewise; the type of x, as all expert arrays
+    glu     where the gate half of a gated linear unit stands: "separate" (w_glu), "first", "last", "interleaved"
+
+    recompute: the backward pass computes the pre-activations again, which saves the memory to keep them.
+    """
+    x, (w_up, w_glu, w_down, b_up, b_glu, b_down) = _autocast(x, (w_up, w_glu, w_down, b_up, b_glu, b_down))
+    shape, hidden, chosen = x.shape, w_down.size(1), index.size(-1)
+    numbers = [_EXTERNAL, _kind(ACTIVATIONS, activation, "activation"), _kind(PLACEMENTS, glu, "glu"), chosen, 0, 0, 0,
+               0, 0, int(recompute), _kind(COMPUTES, compute, "compute"), max_sms]
+    if weight.dtype != x.dtype and weight.dtype != gate_dtype(x.dtype):
+        weight = weight.to(gate_dtype(x.dtype))
+    arguments = (_rows(x, hidden), _rows(index, chosen, "index"), _rows(weight, chosen, "weight"), w_up, w_glu, w_down,
+                 b_up, b_glu, b_down, numbers, [swiglu_limit, swiglu_alpha, 0.0])
+    if _needs_gradient(x, weight, w_up, w_glu, w_down, b_up, b_glu, b_down):
+        y = ops.Experts.apply(*arguments)
+    else:
+        y, _ = torch.ops.cumoe.experts(*arguments, False)
+    return y if len(shape) == 2 else y.view(shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_weights(weights, dtype, device):
+    with torch.inference_mode(False):
+        return torch.tensor(weights, dtype=dtype, device=device)
+
+
+def _loss_weights(weights, dtype, device):
+    """On the device once and for all; a compiler takes it as a constant."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(weights, dtype=dtype, device=device)
+    return _cached_weights(weights, dtype, device)
+
+
+def moe(x, config, *, w_down, w_up=None, w_glu=None, b_up=None, b_glu=None, b_down=None, w_gate=None, w_noise=None,
+        w_gate_primary=None, w_noise_primary=None, thresholds=None, gate_bias=None, token_mask=None, call=None,
+        training=False, loss_weights=(0.1, 0.1, 0.0, 0.0, 1.0)):
+    """The whole layer with any gate but "external": an MoEOutput.
+
+    x             [..., H]
+    config        a Config
+    token_mask    [...] bool: False = padding, which is not routed, in no loss, and gives 0
+    call          noise, on the device of x: int64 [2] seed and offset, or [4] with the first token's global number
+                  and the number of live tokens (cumoe_call_t in cumoe/types.h); None = zeros, all tokens live
+    training      noise on, smooth loads, experts that choose (balanced)
+    loss_weights  of importance, load, switch, z and threshold loss in .loss
+    """
+    x, (w_up, w_glu, w_down, b_up, b_glu, b_down) = _autocast(x, (w_up, w_glu, w_down, b_up, b_glu, b_down))
+    arrays = (w_gate, w_noise, w_gate_primary, w_noise_primary, thresholds, gate_bias, w_up, w_glu, w_down, b_up,
+              b_glu, b_down)
+    if token_mask is not None:
+        if token_mask.shape != x.shape[:-1]:
+            raise ValueError(f"cumoe: token_mask has shape {list(token_mask.shape)}, but must have that of x without "
+                             f"its last size, {list(x.shape[:-1])}")
+        token_mask = token_mask.reshape(-1)
+    arguments = (_rows(x, config.hidden_size), *arrays, token_mask, call, config.numbers, config.reals, training)
+    if _needs_gradient(x, *arrays):
+        y, losses, _, *rest = ops.Moe.apply(*arguments)
+    else:
+        y, losses, _, *rest = torch.ops.cumoe.moe(*arguments, False)
+    weights = tuple(loss_weights) + (0.0,) * (ops.NUM_LOSSES - len(loss_weights))
+    loss = torch.dot(losses, _loss_weights(weights, losses.dtype, losses.device))
+    return MoEOutput(y if x.dim() == 2 else y.view(x.shape), loss, losses, *rest)

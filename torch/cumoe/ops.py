@@ -1,0 +1,162 @@
+"""The operators without values: shapes for tracing, and how gradients flow. The kernels are ops.cc's."""
+
+import torch
+
+from .config import DTYPES, GATES, PLACEMENTS, gate_dtype
+
+GATE, TOP_K, MAX_ROWS = 0, 3, 8  # places in Config.numbers
+BALANCED, SOFTMAX = GATES.index("balanced"), GATES.index("softmax")
+NUM_LOSSES = 8
+STATISTICS_SIZE = 16  # int64s in a cumoe_statistics_t
+
+# Arguments: places in the two operators, and those that may have gradients, in the order of `wanted`.
+ARRAYS = ("w_gate", "w_noise", "w_gate_primary", "w_noise_primary", "thresholds", "gate_bias",
+          "w_up", "w_glu", "w_down", "b_up", "b_glu", "b_down")
+NUM_ARRAYS = len(ARRAYS)
+NUM_GATES = ARRAYS.index("w_up")
+GATE_BIAS = ARRAYS.index("gate_bias")
+MATRICES = tuple(ARRAYS.index(name) for name in ("w_up", "w_glu", "w_down"))
+
+
+def _saved_size(x, w_down, bias, numbers, reals):
+    """In bytes: at most linear in the number of tokens, which may be unknown."""
+    sizes = [x.size(1), w_down.size(2), w_down.size(0), int(bias)]
+    device = x.device.index or 0 if x.device.type == "cuda" and torch.cuda.is_available() else -1
+    base, per_token = torch.ops.cumoe.saved_bound(numbers, reals, sizes, DTYPES[x.dtype], device)
+    return base + per_token * x.size(0)
+
+
+def _choices(tokens, num_experts, numbers):
+    """The shape of chosen_expert: cumoe_layer_max_rows()."""
+    if numbers[GATE] == SOFTMAX:
+        return [tokens, num_experts]
+    if numbers[GATE] != BALANCED:
+        return [tokens, numbers[TOP_K]]
+    rows = torch.sym_max(tokens * numbers[TOP_K], max(num_experts, numbers[MAX_ROWS]))
+    return [torch.sym_min(rows, tokens * num_experts) + tokens]
+
+
+@torch.library.register_fake("cumoe::moe")
+def _(x, *arguments):
+    arrays, (token_mask, call, numbers, reals, training, keep) = arguments[:NUM_ARRAYS], arguments[NUM_ARRAYS:]
+    w_down, b_down = arrays[ARRAYS.index("w_down")], arrays[ARRAYS.index("b_down")]
+    tokens, num_experts, gate = x.size(0), w_down.size(0), gate_dtype(x.dtype)
+    balanced = numbers[GATE] == BALANCED
+    choices = _choices(tokens, num_experts, numbers)
+    saved = _saved_size(x, w_down, b_down is not None, numbers, reals) if keep else 0
+    return (x.new_empty(x.size(0), x.size(1)), x.new_empty(NUM_LOSSES, dtype=gate),
+            x.new_empty(saved, dtype=torch.uint8), x.new_empty(choices, dtype=torch.int32),
+            x.new_empty(choices, dtype=gate), x.new_empty(tokens + 1 if balanced else 0, dtype=torch.int32),
+            x.new_empty(num_experts, dtype=torch.int32),
+            x.new_empty(3 if balanced and training else 2, num_experts, dtype=gate),
+            x.new_empty(STATISTICS_SIZE, dtype=torch.int64))
+
+
+def _gradients(x, arrays, gate, wanted):
+    made = [x.new_empty(x.size(0), x.size(1))] if wanted[0] else []
+    for i, array in enumerate(arrays):
+        if not wanted[1 + i] or array is None:
+            continue
+        if i in MATRICES:
+            made.append(torch.empty_like(array))
+        else:
+            made.append(array.new_empty(array.shape, dtype=gate if i < NUM_GATES else array.dtype))
+    return made
+
+
+@torch.library.register_fake("cumoe::moe_backward")
+def _(dy, dlosses, saved, x, *arguments):
+    return _gradients(x, arguments[:NUM_ARRAYS], gate_dtype(x.dtype), arguments[-1])
+
+
+@torch.library.register_fake("cumoe::experts")
+def _(x, index, weight, w_up, w_glu, w_down, b_up, b_glu, b_down, numbers, reals, keep):
+    saved = _saved_size(x, w_down, b_down is not None, numbers, reals) if keep else 0
+    return x.new_empty(x.size(0), x.size(1)), x.new_empty(saved, dtype=torch.uint8)
+
+
+@torch.library.register_fake("cumoe::experts_backward")
+def _(dy, saved, x, weight, *arguments):
+    wanted = arguments[-1]
+    made = _gradients(x, (None,) * NUM_GATES + arguments[:NUM_ARRAYS - NUM_GATES], gate_dtype(x.dtype), wanted)
+    return made + ([torch.empty_like(weight, memory_format=torch.contiguous_format)] if wanted[-1] else [])
+
+
+@torch.library.register_fake("cumoe::gate_bias_update")
+def _(gate_bias, expert_count, rate):
+    return None
+
+
+def _spread(wanted, gradients):
+    """One value for each flag: the gradients where they are wanted."""
+    following = iter(gradients)
+    return [next(following) if flag else None for flag in wanted]
+
+
+class _FirstOnly(torch.autograd.Function):
+    """Gradients that have none of their own: create_graph=True must not make zeros of them."""
+
+    @staticmethod
+    def forward(ctx, anchor, *gradients):
+        return gradients
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError("cumoe: a gradient of a gradient (create_graph=True) is not supported")
+
+
+def _first_only(gradients, dy, *inputs):
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return gradients
+    anchor = next((tensor for tensor in (dy, *inputs) if tensor is not None and tensor.requires_grad), None)
+    return gradients if anchor is None or not gradients else _FirstOnly.apply(anchor, *gradients)
+
+
+class Moe(torch.autograd.Function):
+    """A registered formula (torch.library.register_autograd) would cost 9 us a call without gradients, and 60 with."""
+
+    @staticmethod
+    def forward(ctx, x, *arguments):
+        output = torch.ops.cumoe.moe(x, *arguments, True)
+        *arrays, token_mask, call, numbers, reals, training = arguments
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, output[2], token_mask, *arrays)
+        ctx.rest = numbers, reals, training
+        return output
+
+    @staticmethod
+    def backward(ctx, dy, dlosses, *others):
+        nothing = (None,) * 5
+        if dy is None and dlosses is None:
+            return (None,) * (1 + NUM_ARRAYS) + nothing
+        x, saved, token_mask, *arrays = ctx.saved_tensors
+        numbers, reals, training = ctx.rest
+        needs = ctx.needs_input_grad
+        wanted = [needs[0]] + [needs[1 + i] and i != GATE_BIAS for i in range(NUM_ARRAYS)]
+        gradients = torch.ops.cumoe.moe_backward(torch.zeros_like(x) if dy is None else dy, dlosses, saved, x, *arrays,
+                                                 token_mask, numbers, reals, training, wanted + [False])
+        spread = _spread(wanted, _first_only(gradients, dy, dlosses, x, *arrays))
+        for i in range(NUM_GATES):  # gate gradients come in the gate type, whatever the parameter is
+            if spread[1 + i] is not None and arrays[i].dtype != spread[1 + i].dtype:
+                spread[1 + i] = spread[1 + i].to(arrays[i].dtype)
+        return (*spread, *nothing)
+
+
+class Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, index, weight, *arguments):
+        y, saved = torch.ops.cumoe.experts(x, index, weight, *arguments, True)
+        *arrays, numbers, reals = arguments
+        ctx.save_for_backward(x, saved, weight, *arrays)
+        ctx.rest = numbers, reals
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, saved, weight, *arrays = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        wanted = [needs[0], *(False,) * NUM_GATES, *needs[3:3 + NUM_ARRAYS - NUM_GATES], needs[2]]
+        gradients = torch.ops.cumoe.experts_backward(dy, saved, x, weight, *arrays, *ctx.rest, wanted)
+        spread = _spread(wanted, _first_only(gradients, dy, x, weight, *arrays))
+        return (spread[0], None, spread[-1], *spread[1 + NUM_GATES:-1], None, None)

@@ -1,0 +1,735 @@
+// PyTorch operators on cumoe's C interface, through PyTorch's stable ABI: one binary for PyTorch 2.11 and later,
+// with CUDA or without. All that stands here is translation: tensors to pointers and strides, lists of numbers to a
+// configuration, statuses to exceptions. Shapes without values, gradients and autocast are Python's (cumoe/ops.py).
+#include <cumoe/cumoe.h>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <dlfcn.h>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace
+{
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Maybe = std::optional<Tensor>;
+using Ints = std::vector<int64_t>;
+using Reals = std::vector<double>;
+
+[[noreturn]] void fail(const std::string &sentence)
+{
+    throw std::runtime_error(sentence);
+}
+
+void check(cumoe_status_t status)
+{
+    if (status != CUMOE_SUCCESS) fail(cumoe_last_error());
+}
+
+// Devices
+// -----------------------------------------------------------------------------------------------------------
+
+struct Device {
+    int32_t type = 0, index = -1;
+    bool operator==(const Device &other) const
+    {
+        return type == other.type && index == other.index;
+    }
+    bool is_cuda() const
+    {
+        return type == aoti_torch_device_type_cuda();
+    }
+};
+
+Device device_of(const Tensor &tensor)
+{
+    Device device;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device.type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device.index));
+    return device;
+}
+
+// PyTorch's current stream. The function is in libtorch_cuda alone, which a PyTorch without CUDA lacks.
+cumoe_stream_t current_stream(const Device &device)
+{
+    if (!device.is_cuda()) return nullptr;
+    using get_t = AOTITorchError (*)(int32_t, void **);
+    static const get_t get = [] {
+        const char *name = "aoti_torch_get_current_cuda_stream";
+        void *symbol = dlsym(RTLD_DEFAULT, name);
+        if (!symbol)
+            if (void *library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD)) symbol = dlsym(library, name);
+        return reinterpret_cast<get_t>(symbol);
+    }();
+    if (!get) fail("cumoe: this PyTorch has no CUDA: libtorch_cuda.so is not loaded");
+    void *stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(get(device.index, &stream));
+    return static_cast<cumoe_stream_t>(stream);
+}
+
+// One handle per device, one layer per configuration and device, for as long as the process lives.
+const cumoe_handle_t *find_handle(const Device &device)
+{
+    static std::mutex mutex;
+    static std::map<int32_t, cumoe_handle_t *> handles; // by CUDA ordinal; -1 = the CPU
+    const int32_t key = device.is_cuda() ? device.index : -1;
+    std::lock_guard<std::mutex> lock(mutex);
+    cumoe_handle_t *&handle = handles[key];
+    if (!handle)
+        check(cumoe_handle_create(&handle, key < 0 ? CUMOE_BACKEND_CPU : CUMOE_BACKEND_CUDA, key < 0 ? 0 : key));
+    return handle;
+}
+
+const cumoe_layer_t *find_layer(const Device &device, const cumoe_config_t &config)
+{
+    static std::mutex mutex;
+    static std::map<std::string, cumoe_layer_t *> layers;
+    std::string key(sizeof config + sizeof device, '\0');
+    std::memcpy(&key[0], &config, sizeof config);
+    std::memcpy(&key[sizeof config], &device, sizeof device);
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto found = layers.find(key);
+    if (found != layers.end()) return found->second;
+    cumoe_layer_t *layer;
+    check(cumoe_layer_create(&layer, find_handle(device), &config));
+    return layers[key] = layer;
+}
+
+// Types and tensors
+// -------------------------------------------------------------------------------------------------
+
+cumoe_dtype_t dtype_of(ScalarType type, const char *name)
+{
+    switch (type) {
+    case ScalarType::Double:
+        return CUMOE_F64;
+    case ScalarType::Float:
+        return CUMOE_F32;
+    case ScalarType::BFloat16:
+        return CUMOE_BF16;
+    case ScalarType::Half:
+        return CUMOE_F16;
+    case ScalarType::Int:
+        return CUMOE_I32;
+    case ScalarType::Long:
+        return CUMOE_I64;
+    default:
+        fail(std::string("cumoe: ") + name + " has a type that cumoe does not know: must be float64, float32, " +
+             "bfloat16 or float16, and of indices int32 or int64");
+    }
+}
+
+// "Gate type": float32, or float64 with float64.
+ScalarType gate_type(ScalarType type)
+{
+    return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Tensor make(const Ints &size, ScalarType type, const Device &device)
+{
+    Ints stride(size.size());
+    int64_t step = 1;
+    for (size_t i = size.size(); i-- > 0; step *= size[i]) stride[i] = step;
+    AtenTensorHandle made;
+    const int32_t dtype =
+        static_cast<int32_t>(torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+                                                    dtype, device.type, device.index, &made));
+    return Tensor(made);
+}
+
+Ints size_of(const Tensor &tensor)
+{
+    const auto sizes = tensor.sizes();
+    return Ints(sizes.begin(), sizes.end());
+}
+
+// A tensor without elements has no address; the library wants one where an array belongs.
+void *address(const Tensor &tensor)
+{
+    alignas(16) static char nothing[16];
+    void *data = tensor.data_ptr();
+    return data ? data : nothing;
+}
+
+bool is_aligned(const Tensor &tensor)
+{
+    return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0;
+}
+
+Tensor dense(const Tensor &tensor)
+{
+    if (tensor.is_contiguous() && is_aligned(tensor)) return tensor;
+    const Tensor made = torch::stable::contiguous(tensor);
+    return is_aligned(made) ? made : torch::stable::clone(made);
+}
+
+Tensor converted(const Tensor &tensor, ScalarType type)
+{
+    return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
+std::string shape_text(const Ints &size)
+{
+    std::string text = "[";
+    for (size_t i = 0; i < size.size(); i++) text += (i ? ", " : "") + std::to_string(size[i]);
+    return text + "]";
+}
+
+void expect_shape(const Tensor &tensor, const Ints &size, const char *name)
+{
+    const auto sizes = tensor.sizes();
+    bool same = sizes.size() == size.size();
+    for (size_t i = 0; same && i < size.size(); i++) same = sizes[i] == size[i];
+    if (!same)
+        fail(std::string("cumoe: ") + name + " has shape " + shape_text(size_of(tensor)) + ", but must be " +
+             shape_text(size));
+}
+
+// Rows as the library takes them: the last index contiguous, any distance between rows, aligned. Else a copy.
+struct Rows {
+    Tensor tensor;
+    int64_t stride;
+};
+
+Rows rows_of(const Tensor &tensor)
+{
+    const int64_t rows = tensor.size(0), columns = tensor.size(1), stride = rows > 1 ? tensor.stride(0) : columns;
+    if ((columns == 1 || tensor.stride(1) == 1) && stride >= columns && is_aligned(tensor)) return {tensor, stride};
+    return {dense(tensor), columns};
+}
+
+// A call
+// ------------------------------------------------------------------------------------------------------------
+
+// In the order of the operators' arguments.
+enum {
+    W_GATE,
+    W_NOISE,
+    W_GATE_PRIMARY,
+    W_NOISE_PRIMARY,
+    THRESHOLDS,
+    GATE_BIAS,
+    W_UP,
+    W_GLU,
+    W_DOWN,
+    B_UP,
+    B_GLU,
+    B_DOWN,
+    NUM_ARRAYS
+};
+const char *const array_names[NUM_ARRAYS] = {"w_gate",     "w_noise",   "w_gate_primary", "w_noise_primary",
+                                             "thresholds", "gate_bias", "w_up",           "w_glu",
+                                             "w_down",     "b_up",      "b_glu",          "b_down"};
+using Arrays = Maybe[NUM_ARRAYS];
+
+bool is_matrix(int array)
+{
+    return array == W_UP || array == W_GLU || array == W_DOWN;
+}
+
+bool is_gate(int array)
+{
+    return array <= GATE_BIAS;
+}
+
+// ops.py: Config.numbers() and Config.reals()
+enum { GATE, ACTIVATION, GLU, TOP_K, NUM_GROUPS, TOP_K_GROUPS, RENORMALIZE, NOISE_STREAM, MAX_ROWS, RECOMPUTE };
+enum { COMPUTE = RECOMPUTE + 1, MAX_SMS, NUM_NUMBERS };
+enum { SWIGLU_LIMIT, SWIGLU_ALPHA, NOISE_EPSILON, NUM_REALS };
+
+struct Sizes {
+    int64_t hidden, intermediate, experts;
+    bool bias;
+};
+
+int32_t to_int32(int64_t value, const char *name)
+{
+    if (value != static_cast<int32_t>(value))
+        fail(std::string("cumoe: ") + name + " = " + std::to_string(value) + " does not fit 32 bits");
+    return static_cast<int32_t>(value);
+}
+
+cumoe_config_t make_config(const Ints &numbers, const Reals &reals, const Sizes &sizes, ScalarType type)
+{
+    if (numbers.size() != NUM_NUMBERS || reals.size() != NUM_REALS)
+        fail("cumoe: a configuration of another version of the Python files");
+    cumoe_config_t config;
+    std::memset(&config, 0, sizeof config); // it is a key: padding counts
+    check(cumoe_config_init(&config));
+    config.hidden_size = to_int32(sizes.hidden, "hidden_size");
+    config.intermediate_size = to_int32(sizes.intermediate, "intermediate_size");
+    config.num_experts = to_int32(sizes.experts, "num_experts");
+    config.expert_bias = sizes.bias;
+    config.dtype = dtype_of(type, "x");
+    config.gate = static_cast<cumoe_gate_kind_t>(numbers[GATE]);
+    config.activation = static_cast<cumoe_activation_t>(numbers[ACTIVATION]);
+    config.top_k = to_int32(numbers[TOP_K], "top_k");
+    config.num_groups = to_int32(numbers[NUM_GROUPS], "num_groups");
+    config.top_k_groups = to_int32(numbers[TOP_K_GROUPS], "top_k_groups");
+    config.renormalize = to_int32(numbers[RENORMALIZE], "renormalize");
+    config.noise_stream = static_cast<uint32_t>(numbers[NOISE_STREAM]);
+    config.max_rows = numbers[MAX_ROWS];
+    config.recompute = to_int32(numbers[RECOMPUTE], "recompute");
+    config.compute = static_cast<cumoe_compute_t>(numbers[COMPUTE]);
+    config.max_sms = to_int32(numbers[MAX_SMS], "max_sms");
+    config.swiglu_limit = static_cast<float>(reals[SWIGLU_LIMIT]);
+    config.swiglu_alpha = static_cast<float>(reals[SWIGLU_ALPHA]);
+    config.noise_epsilon = static_cast<float>(reals[NOISE_EPSILON]);
+    for (float &weight : config.loss_weight) weight = 0; // upstream gradients come from autograd, or there are none
+    return config;
+}
+
+// The strides of an expert matrix or its gradient, in the words of cumoe_weights_t. Where an index has one value
+// alone its stride means nothing, and 0 says so.
+void set_strides(const Tensor &tensor, const char *name, int64_t *expert, int64_t *row, int64_t *column)
+{
+    int64_t *const strides[] = {expert, row, column};
+    for (int i = 0; i < 3; i++) {
+        *strides[i] = tensor.size(i) > 1 ? tensor.stride(i) : 0;
+        if (tensor.size(i) > 1 && *strides[i] == 0)
+            fail(std::string("cumoe: ") + name + " is expanded (a stride is 0), but must have elements of its own");
+    }
+}
+
+// The arrays of a layer, or of its gradients, as the C interface takes them. What had to be copied lives in `kept`.
+struct Weights {
+    cumoe_weights_t c;
+    std::vector<Tensor> kept;
+
+    Weights(const Arrays &arrays, ScalarType type, int64_t glu)
+    {
+        std::memset(&c, 0, sizeof c);
+        c.struct_size = sizeof c;
+        c.dtype = dtype_of(type, "x");
+        c.glu = static_cast<cumoe_glu_placement_t>(glu);
+        void **const pointers[NUM_ARRAYS] = {&c.w_gate,     &c.w_noise,   &c.w_gate_primary, &c.w_noise_primary,
+                                             &c.thresholds, &c.gate_bias, &c.w_up,           &c.w_glu,
+                                             &c.w_down,     &c.b_up,      &c.b_glu,          &c.b_down};
+        for (int i = 0; i < NUM_ARRAYS; i++)
+            if (arrays[i]) *pointers[i] = address(is_matrix(i) ? matrix(i, *arrays[i]) : plain(*arrays[i]));
+    }
+
+  private:
+    const Tensor &plain(const Tensor &tensor)
+    {
+        kept.push_back(dense(tensor));
+        return kept.back();
+    }
+
+    const Tensor &matrix(int array, const Tensor &tensor)
+    {
+        int64_t expert = 0, row = 0, column = 0;
+        set_strides(tensor, array_names[array], &expert, &row, &column);
+        if (array == W_DOWN) {
+            c.down_expert_stride = expert, c.down_row_stride = row, c.down_col_stride = column;
+        } else if (array == W_GLU &&
+                   (expert != c.up_expert_stride || row != c.up_row_stride || column != c.up_col_stride)) {
+            fail("cumoe: w_glu has other strides than w_up");
+        } else {
+            c.up_expert_stride = expert, c.up_row_stride = row, c.up_col_stride = column;
+        }
+        return tensor;
+    }
+};
+
+// What forward and backward have in common.
+struct Call {
+    Device device;
+    ScalarType type, gate;
+    int64_t tokens, glu;
+    Sizes sizes;
+    cumoe_config_t config;
+    const cumoe_layer_t *layer;
+    cumoe_stream_t stream;
+    Rows x;
+
+    Call(const Tensor &x_given, Arrays &arrays, const Ints &numbers, const Reals &reals)
+    {
+        device = device_of(x_given);
+        type = x_given.scalar_type();
+        gate = gate_type(type);
+        if (x_given.dim() != 2)
+            fail("cumoe: x has " + std::to_string(x_given.dim()) +
+                 " dimensions, but must have 2: [tokens, hidden]");
+        const Tensor &down = *arrays[W_DOWN];
+        if (down.dim() != 3)
+            fail("cumoe: w_down has " + std::to_string(down.dim()) + " dimensions, but must have 3: [experts, " +
+                 "hidden, intermediate]");
+        tokens = x_given.size(0);
+        sizes = {x_given.size(1), down.size(2), down.size(0), arrays[B_DOWN].has_value()};
+        config = make_config(numbers, reals, sizes, type);
+        if (!device.is_cuda()) config.max_threads = static_cast<int32_t>(torch::stable::get_num_threads());
+        glu = numbers[GLU];
+        check_arrays(arrays);
+        layer = find_layer(device, config);
+        stream = current_stream(device);
+        x = rows_of(x_given);
+    }
+
+    Tensor scratch(size_t size) const
+    {
+        return make({static_cast<int64_t>(size)}, ScalarType::Byte, device);
+    }
+
+    void expect_device(const Tensor &tensor, const char *name) const
+    {
+        if (!(device_of(tensor) == device)) fail(std::string("cumoe: ") + name + " is on another device than x");
+    }
+
+    size_t saved_size() const
+    {
+        size_t base, per_token;
+        check(cumoe_layer_saved_bound(layer, &base, &per_token));
+        return base + per_token * static_cast<size_t>(tokens);
+    }
+
+    size_t workspace_size(bool with_saved) const
+    {
+        size_t workspace, saved;
+        check(cumoe_layer_buffer_sizes(layer, tokens, &workspace, with_saved ? &saved : nullptr));
+        return workspace;
+    }
+
+  private:
+    // Shapes, types and devices, which the library cannot see behind pointers. Gate arrays of another type than the
+    // library takes are converted.
+    void check_arrays(Arrays &arrays) const
+    {
+        const int64_t E = sizes.experts, H = sizes.hidden, I = sizes.intermediate, G = config.num_groups;
+        const int64_t up = glu == CUMOE_GLU_SEPARATE ? I : 2 * I;
+        const Ints shapes[NUM_ARRAYS] = {{E, H},     {E, H},    {G, H},    {G, H},  {E},    {E},
+                                         {E, up, H}, {E, I, H}, {E, H, I}, {E, up}, {E, I}, {E, H}};
+        for (int i = 0; i < NUM_ARRAYS; i++) {
+            if (!arrays[i]) continue;
+            const char *name = array_names[i];
+            expect_shape(*arrays[i], shapes[i], name);
+            expect_device(*arrays[i], name);
+            if (is_gate(i))
+                arrays[i] = converted(*arrays[i], gate);
+            else if (arrays[i]->scalar_type() != type)
+                fail(std::string("cumoe: ") + name + " is " +
+                     torch::headeronly::toString(arrays[i]->scalar_type()) + ", but x is " +
+                     torch::headeronly::toString(type) + ": both must have one type");
+        }
+    }
+};
+
+// Seed and offset of the noise, or all four numbers of cumoe_call_t, on the device. Two become four there: the
+// first token is 0, and more tokens than there can be are live.
+Tensor call_numbers(const Call &call, const Tensor &given)
+{
+    call.expect_device(given, "call");
+    const int64_t count = given.numel();
+    if (given.scalar_type() != ScalarType::Long || (count != 2 && count != 4))
+        fail("cumoe: call must be int64 with 2 elements (seed, offset) or 4 (seed, offset, first token, live "
+             "tokens)");
+    if (count == 4) return dense(given);
+    const cumoe_handle_t *handle = find_handle(call.device);
+    Tensor made = make({4}, ScalarType::Long, call.device);
+    char *const to = static_cast<char *>(made.data_ptr());
+    const Tensor from = torch::stable::contiguous(given);
+    check(cumoe_memory_copy(handle, to, from.data_ptr(), 16, CUMOE_COPY_ON_DEVICE, call.stream));
+    check(cumoe_memory_set(handle, to + 16, 0, 8, call.stream));
+    check(cumoe_memory_set(handle, to + 24, 0x7f, 8, call.stream));
+    return made;
+}
+
+struct External {
+    Tensor index, weight;
+
+    External(const Call &call, const Tensor &index_given, const Tensor &weight_given)
+    {
+        expect_shape(index_given, {call.tokens, call.config.top_k}, "index");
+        expect_shape(weight_given, {call.tokens, call.config.top_k}, "weight");
+        call.expect_device(index_given, "index");
+        call.expect_device(weight_given, "weight");
+        index = dense(index_given);
+        weight = dense(weight_given);
+    }
+};
+
+cumoe_forward_args_t forward_args(const Call &call, const Weights &weights, const Tensor &y, const Tensor &saved,
+                                  const Tensor &workspace)
+{
+    cumoe_forward_args_t args = {};
+    args.struct_size = sizeof args;
+    args.num_tokens = call.tokens;
+    args.weights = &weights.c;
+    args.x = address(call.x.tensor);
+    args.x_stride = call.x.stride;
+    args.y = address(y);
+    args.workspace = address(workspace);
+    args.workspace_size = static_cast<size_t>(workspace.numel());
+    if (saved.numel()) {
+        args.saved = saved.data_ptr();
+        args.saved_size = static_cast<size_t>(saved.numel());
+    }
+    return args;
+}
+
+// Backward of both operators. `wanted`: x, the arrays, index_weight; the tensors that come back are those.
+std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const Tensor &dy, const Maybe &dlosses,
+                                 const Maybe &token_mask, const Tensor &saved, bool training,
+                                 const std::vector<bool> &wanted, const Maybe &index_weight)
+{
+    if (wanted.size() != 2 + NUM_ARRAYS)
+        fail("cumoe: wanted must have " + std::to_string(2 + NUM_ARRAYS) + " values");
+    expect_shape(dy, {call.tokens, call.sizes.hidden}, "dy");
+    const Rows dy_rows = rows_of(dy);
+    const Weights weights(arrays, call.type, call.glu);
+    const Tensor workspace = call.scratch(call.workspace_size(true));
+    cumoe_backward_args_t args = {};
+    args.struct_size = sizeof args;
+    args.num_tokens = call.tokens;
+    args.weights = &weights.c;
+    args.x = address(call.x.tensor);
+    args.x_stride = call.x.stride;
+    args.dy = address(dy_rows.tensor);
+    args.dy_stride = dy_rows.stride;
+    if (token_mask) args.token_mask = static_cast<const uint8_t *>(address(*token_mask));
+    args.training = training;
+    const Maybe losses = dlosses ? Maybe(dense(*dlosses)) : std::nullopt;
+    if (losses) args.loss_gradient = losses->data_ptr();
+
+    Maybe dx, dindex_weight;
+    Arrays gradients;
+    if (wanted[0]) dx = make({call.tokens, call.sizes.hidden}, call.type, call.device);
+    for (int i = 0; i < NUM_ARRAYS; i++) {
+        if (!wanted[1 + i] || !arrays[i]) continue;
+        // Expert matrices: the layout of the parameter, so that nothing is transposed on the way to it.
+        gradients[i] = is_matrix(i) ? torch::stable::empty_like(*arrays[i])
+                                    : make(size_of(*arrays[i]), is_gate(i) ? call.gate : call.type, call.device);
+    }
+    if (wanted[1 + NUM_ARRAYS]) dindex_weight = make({call.tokens, call.config.top_k}, call.gate, call.device);
+    if (dx) args.dx = address(*dx);
+    if (dindex_weight) args.dindex_weight = address(*dindex_weight);
+    const Weights gradient_weights(gradients, call.type, call.glu);
+    args.gradients = &gradient_weights.c;
+    args.workspace = address(workspace);
+    args.workspace_size = static_cast<size_t>(workspace.numel());
+    args.saved = saved.data_ptr();
+    args.saved_size = static_cast<size_t>(saved.numel());
+    check(cumoe_layer_backward(call.layer, &args, call.stream));
+
+    std::vector<Tensor> out;
+    if (dx) out.push_back(*dx);
+    for (const Maybe &gradient : gradients)
+        if (gradient) out.push_back(*gradient);
+    if (dindex_weight) out.push_back(converted(*dindex_weight, index_weight->scalar_type()));
+    return out;
+}
+
+Maybe mask_of(const Call &call, const Maybe &given)
+{
+    if (!given) return std::nullopt;
+    expect_shape(*given, {call.tokens}, "token_mask");
+    call.expect_device(*given, "token_mask");
+    if (given->scalar_type() != ScalarType::Bool && given->scalar_type() != ScalarType::Byte)
+        fail("cumoe: token_mask must be bool or uint8");
+    return torch::stable::contiguous(*given);
+}
+
+// The operators
+// -----------------------------------------------------------------------------------------------------
+
+#define ARRAY_PARAMETERS                                                                                           \
+    Maybe w_gate, Maybe w_noise, Maybe w_gate_primary, Maybe w_noise_primary, Maybe thresholds, Maybe gate_bias,   \
+        EXPERT_PARAMETERS
+#define EXPERT_PARAMETERS Maybe w_up, Maybe w_glu, Tensor w_down, Maybe b_up, Maybe b_glu, Maybe b_down
+#define ALL_ARRAYS                                                                                                 \
+    {                                                                                                              \
+        w_gate, w_noise, w_gate_primary, w_noise_primary, thresholds, gate_bias, w_up, w_glu, w_down, b_up, b_glu, \
+            b_down                                                                                                 \
+    }
+#define EXPERT_ARRAYS                                                                                              \
+    {                                                                                                              \
+        {}, {}, {}, {}, {}, {}, w_up, w_glu, w_down, b_up, b_glu, b_down                                           \
+    }
+
+using MoeOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, Ints numbers, Reals reals,
+               bool training, bool keep)
+{
+    Arrays arrays = ALL_ARRAYS;
+    const Call call(x, arrays, numbers, reals);
+    if (call.config.gate == CUMOE_GATE_EXTERNAL) fail("cumoe: external routing is the operator experts()");
+    const bool balanced = call.config.gate == CUMOE_GATE_BALANCED;
+    const Weights weights(arrays, call.type, call.glu);
+    int64_t slots;
+    check(cumoe_layer_max_rows(call.layer, call.tokens, nullptr, &slots));
+    const int64_t T = call.tokens, E = call.sizes.experts;
+    const int64_t K = call.config.gate == CUMOE_GATE_SOFTMAX ? E : call.config.top_k;
+    const Ints choices = balanced ? Ints{slots} : Ints{T, K};
+
+    const Tensor y = make({T, call.sizes.hidden}, call.type, call.device);
+    const Tensor losses = make({CUMOE_NUM_LOSSES}, call.gate, call.device);
+    const Tensor saved = call.scratch(keep ? call.saved_size() : 0);
+    const Tensor chosen_expert = make(choices, ScalarType::Int, call.device);
+    const Tensor chosen_weight = make(choices, call.gate, call.device);
+    const Tensor chosen_offset = make({balanced ? T + 1 : 0}, ScalarType::Int, call.device);
+    const Tensor expert_count = make({E}, ScalarType::Int, call.device);
+    const Tensor sums = make({balanced && training ? 3 : 2, E}, call.gate, call.device);
+    const Tensor statistics = make({sizeof(cumoe_statistics_t) / 8}, ScalarType::Long, call.device);
+    const Tensor workspace = call.scratch(call.workspace_size(keep));
+
+    const Maybe mask = mask_of(call, token_mask);
+    const Maybe numbers_of_call = call_given ? Maybe(call_numbers(call, *call_given)) : std::nullopt;
+    cumoe_forward_args_t args = forward_args(call, weights, y, saved, workspace);
+    args.training = training;
+    if (mask) args.token_mask = static_cast<const uint8_t *>(address(*mask));
+    if (numbers_of_call) args.call = static_cast<const cumoe_call_t *>(numbers_of_call->data_ptr());
+    args.losses = losses.data_ptr();
+    args.chosen_expert = static_cast<int32_t *>(address(chosen_expert));
+    args.chosen_weight = address(chosen_weight);
+    if (balanced) args.chosen_offset = static_cast<int32_t *>(chosen_offset.data_ptr());
+    args.expert_count = static_cast<int32_t *>(expert_count.data_ptr());
+    const size_t row = static_cast<size_t>(E) * (call.gate == ScalarType::Double ? 8 : 4);
+    char *const first = static_cast<char *>(sums.data_ptr());
+    args.importance = first;
+    args.load = first + row;
+    if (balanced && training) args.batch_threshold = first + 2 * row;
+    args.statistics = static_cast<cumoe_statistics_t *>(statistics.data_ptr());
+    check(cumoe_layer_forward(call.layer, &args, call.stream));
+    return {y, losses, saved, chosen_expert, chosen_weight, chosen_offset, expert_count, sums, statistics};
+}
+
+std::vector<Tensor> moe_backward(Tensor dy, Maybe dlosses, Tensor saved, Tensor x, ARRAY_PARAMETERS,
+                                 Maybe token_mask, Ints numbers, Reals reals, bool training,
+                                 std::vector<bool> wanted)
+{
+    Arrays arrays = ALL_ARRAYS;
+    const Call call(x, arrays, numbers, reals);
+    return run_backward(call, arrays, dy, dlosses, mask_of(call, token_mask), saved, training, wanted,
+                        std::nullopt);
+}
+
+std::tuple<Tensor, Tensor> experts(Tensor x, Tensor index, Tensor weight, EXPERT_PARAMETERS, Ints numbers,
+                                   Reals reals, bool keep)
+{
+    Arrays arrays = EXPERT_ARRAYS;
+    const Call call(x, arrays, numbers, reals);
+    const External external(call, index, weight);
+    const Weights weights(arrays, call.type, call.glu);
+    const Tensor y = make({call.tokens, call.sizes.hidden}, call.type, call.device);
+    const Tensor saved = call.scratch(keep ? call.saved_size() : 0);
+    const Tensor workspace = call.scratch(call.workspace_size(keep));
+    cumoe_forward_args_t args = forward_args(call, weights, y, saved, workspace);
+    args.index = address(external.index);
+    args.index_dtype = dtype_of(index.scalar_type(), "index");
+    args.index_weight = address(external.weight);
+    args.index_weight_dtype = dtype_of(weight.scalar_type(), "weight");
+    check(cumoe_layer_forward(call.layer, &args, call.stream));
+    return {y, saved};
+}
+
+std::vector<Tensor> experts_backward(Tensor dy, Tensor saved, Tensor x, Tensor weight, EXPERT_PARAMETERS,
+                                     Ints numbers, Reals reals, std::vector<bool> wanted)
+{
+    Arrays arrays = EXPERT_ARRAYS;
+    const Call call(x, arrays, numbers, reals);
+    return run_backward(call, arrays, dy, std::nullopt, std::nullopt, saved, false, wanted, weight);
+}
+
+// The layer of a configuration alone, without weights. `sizes`: hidden, intermediate, experts, bias.
+const cumoe_layer_t *layer_of(const Ints &numbers, const Reals &reals, const Ints &sizes, int64_t type,
+                              const Device &device)
+{
+    const ScalarType types[] = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half};
+    if (sizes.size() != 4 || type < CUMOE_F64 || type > CUMOE_F16)
+        fail("cumoe: a configuration of another version of the Python files");
+    const cumoe_config_t config =
+        make_config(numbers, reals, {sizes[0], sizes[1], sizes[2], sizes[3] != 0}, types[type - CUMOE_F64]);
+    return find_layer(device, config);
+}
+
+// What the library says of a configuration on a device: an exception with its sentence, or the two numbers of
+// cumoe_layer_saved_bound(). `device`: a CUDA ordinal, -1 = the CPU.
+std::tuple<int64_t, int64_t> saved_bound(Ints numbers, Reals reals, Ints sizes, int64_t type, int64_t device)
+{
+    const Device where = {device < 0 ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(),
+                          static_cast<int32_t>(device)};
+    size_t base, per_token;
+    check(cumoe_layer_saved_bound(layer_of(numbers, reals, sizes, type, where), &base, &per_token));
+    return {static_cast<int64_t>(base), static_cast<int64_t>(per_token)};
+}
+
+void gate_bias_update(Tensor gate_bias, Tensor expert_count, double rate)
+{
+    const Device device = device_of(gate_bias);
+    const ScalarType type = gate_bias.scalar_type();
+    const int64_t experts = gate_bias.numel();
+    if (type != gate_type(type)) fail("cumoe: gate_bias must be float32 or float64");
+    if (!gate_bias.is_contiguous()) fail("cumoe: gate_bias must be contiguous");
+    expect_shape(gate_bias, {experts}, "gate_bias");
+    expect_shape(expert_count, {experts}, "expert_count");
+    if (expert_count.scalar_type() != ScalarType::Int || !(device_of(expert_count) == device))
+        fail("cumoe: expert_count must be int32, on the device of gate_bias");
+    Ints numbers(NUM_NUMBERS);
+    numbers[GATE] = CUMOE_GATE_SIGMOID_TOPK;
+    numbers[TOP_K] = 1;
+    const cumoe_layer_t *layer =
+        layer_of(numbers, Reals{7, 1.702, 0}, {1, 1, experts, 0}, dtype_of(type, "gate_bias"), device);
+    const Tensor count = dense(expert_count);
+    check(cumoe_gate_bias_update(layer, gate_bias.data_ptr(), static_cast<const int32_t *>(count.data_ptr()),
+                                 static_cast<float>(rate), current_stream(device)));
+}
+
+int64_t version()
+{
+    if (cumoe_version() / 100 != CUMOE_VERSION / 100)
+        fail("cumoe: libcumoe.so is version " + std::to_string(cumoe_version()) +
+             ", but the operators were built for " + std::to_string(CUMOE_VERSION));
+    return cumoe_version();
+}
+
+} // namespace
+
+#define EXPERT_SCHEMA "Tensor? w_up, Tensor? w_glu, Tensor w_down, Tensor? b_up, Tensor? b_glu, Tensor? b_down, "
+#define ARRAY_SCHEMA                                                                                               \
+    "Tensor? w_gate, Tensor? w_noise, Tensor? w_gate_primary, Tensor? w_noise_primary, Tensor? thresholds, "       \
+    "Tensor? gate_bias, " EXPERT_SCHEMA
+
+STABLE_TORCH_LIBRARY(cumoe, m)
+{
+    m.def("moe(Tensor x, " ARRAY_SCHEMA "Tensor? token_mask, Tensor? call, int[] numbers, float[] reals, "
+          "bool training, bool keep) -> (Tensor y, Tensor losses, Tensor saved, Tensor chosen_expert, "
+          "Tensor chosen_weight, Tensor chosen_offset, Tensor expert_count, Tensor sums, Tensor statistics)");
+    m.def("moe_backward(Tensor dy, Tensor? dlosses, Tensor saved, Tensor x, " ARRAY_SCHEMA
+          "Tensor? token_mask, int[] numbers, float[] reals, bool training, bool[] wanted) -> Tensor[]");
+    m.def("experts(Tensor x, Tensor index, Tensor weight, " EXPERT_SCHEMA
+          "int[] numbers, float[] reals, bool keep) -> (Tensor y, Tensor saved)");
+    m.def("experts_backward(Tensor dy, Tensor saved, Tensor x, Tensor weight, " EXPERT_SCHEMA
+          "int[] numbers, float[] reals, bool[] wanted) -> Tensor[]");
+    m.def("gate_bias_update(Tensor(a!) gate_bias, Tensor expert_count, float rate) -> ()");
+    m.def("saved_bound(int[] numbers, float[] reals, int[] sizes, int type, int device) -> (int, int)");
+    m.def("version() -> int");
+}
+
+#define IMPLEMENT(key)                                                                                             \
+    STABLE_TORCH_LIBRARY_IMPL(cumoe, key, m)                                                                       \
+    {                                                                                                              \
+        m.impl("moe", TORCH_BOX(&moe));                                                                            \
+        m.impl("moe_backward", TORCH_BOX(&moe_backward));                                                          \
+        m.impl("experts", TORCH_BOX(&experts));                                                                    \
+        m.impl("experts_backward", TORCH_BOX(&experts_backward));                                                  \
+        m.impl("gate_bias_update", TORCH_BOX(&gate_bias_update));                                                  \
+    }
+IMPLEMENT(CPU)
+IMPLEMENT(CUDA)
+
+STABLE_TORCH_LIBRARY_IMPL(cumoe, CompositeExplicitAutograd, m)
+{
+    m.impl("saved_bound", TORCH_BOX(&saved_bound));
+    m.impl("version", TORCH_BOX(&version));
+}

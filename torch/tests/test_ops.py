@@ -1,0 +1,325 @@
+"""The operators: PyTorch's own checks, gradients by differences, layouts, and what is refused."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+import cumoe
+from cases import DTYPES, GATES, assert_same_bits, every_gate, make_moe
+from cumoe import functional as F
+from cumoe import ops
+
+ARRAYS = ops.ARRAYS
+T, H, I, E, K = 7, 10, 12, 8, 2
+WITHOUT_VALUES = ("test_schema", "test_autograd_registration", "test_faketensor")
+CHECKS = (*WITHOUT_VALUES, "test_aot_dispatch_dynamic")  # this one compares values, so nothing may be unwritten
+
+
+def noise():
+    return torch.tensor([11, 5])
+
+
+def moe_arguments(moe, x, training, mask=None):
+    arrays = [getattr(moe, name) for name in ARRAYS]
+    arrays = [None if array is None else array.detach() for array in arrays]
+    call = noise() if training and "noisy" in moe.config.gate else None
+    return (x, *arrays, mask, call, moe.config.numbers, moe.config.reals, training)
+
+
+@every_gate
+@pytest.mark.parametrize("training", [False, True])
+def test_opcheck_moe(gate, training):
+    moe = make_moe(gate, bias=True)
+    arguments = moe_arguments(moe, torch.randn(T, H, dtype=torch.float64), training, torch.arange(T) != 3)
+    written = gate != "balanced"  # chosen_expert has room for more slots than there are
+    torch.library.opcheck(torch.ops.cumoe.moe, (*arguments, False), test_utils=CHECKS if written else WITHOUT_VALUES)
+    torch.library.opcheck(torch.ops.cumoe.moe, (*arguments, True), test_utils=WITHOUT_VALUES)
+    y, losses, saved, *_ = torch.ops.cumoe.moe(*arguments, True)
+    x, arrays, (mask, call, *rest) = arguments[0], arguments[1:1 + len(ARRAYS)], arguments[1 + len(ARRAYS):]
+    wanted = [True] + [array is not None and name != "gate_bias" for name, array in zip(ARRAYS, arrays)] + [False]
+    torch.library.opcheck(torch.ops.cumoe.moe_backward,
+                          (torch.ones_like(y), torch.ones_like(losses), saved, x, *arrays, mask, *rest, wanted),
+                          test_utils=CHECKS)
+
+
+def expert_arrays(dtype=torch.float64, glu="separate", bias=True, transposed=False, requires_grad=False):
+    """Arguments of functional.experts beside x, index, weight."""
+    torch.manual_seed(3)
+    rows = I if glu == "separate" else 2 * I
+
+    def matrix(*size):
+        made = torch.randn(E, size[1], size[0], dtype=dtype) if transposed else torch.randn(E, *size, dtype=dtype)
+        made.requires_grad_(requires_grad)
+        return made.transpose(1, 2) if transposed else made
+
+    arrays = dict(w_up=matrix(rows, H), w_down=matrix(H, I))
+    if glu == "separate":
+        arrays["w_glu"] = matrix(I, H)
+    if bias:
+        sizes = dict(b_up=rows, b_down=H) | (dict(b_glu=I) if glu == "separate" else {})
+        arrays |= {name: torch.randn(E, n, dtype=dtype, requires_grad=requires_grad) for name, n in sizes.items()}
+    return arrays
+
+
+def routing(dtype=torch.float64, tokens=T):
+    torch.manual_seed(4)
+    index = torch.randint(-1, E + 1, (tokens, K))
+    return torch.randn(tokens, H, dtype=dtype), index, torch.rand(tokens, K, dtype=dtype)
+
+
+def expert_arguments(arrays, x, index, weight):
+    numbers = [2, cumoe.config.ACTIVATIONS.index("swiglu"), 0, K, 0, 0, 0, 0, 0, 0, 0, 0]
+    return (x, index, weight, *(arrays.get(name) for name in ARRAYS[6:]), numbers, [7.0, 1.702, 0.0])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_opcheck_experts(transposed):
+    arguments = expert_arguments(expert_arrays(transposed=transposed), *routing())
+    torch.library.opcheck(torch.ops.cumoe.experts, (*arguments, False), test_utils=CHECKS)
+    torch.library.opcheck(torch.ops.cumoe.experts, (*arguments, True), test_utils=WITHOUT_VALUES)
+    y, saved = torch.ops.cumoe.experts(*arguments, True)
+    x, index, weight, *rest = arguments
+    wanted = [True] + [False] * 6 + [True] * 6 + [True]
+    torch.library.opcheck(torch.ops.cumoe.experts_backward, (torch.ones_like(y), saved, x, weight, *rest, wanted),
+                          test_utils=CHECKS)
+
+
+def test_opcheck_gate_bias_update():
+    torch.library.opcheck(torch.ops.cumoe.gate_bias_update,
+                          (torch.zeros(4), torch.tensor([1, 2, 3, 4], dtype=torch.int32), 0.5))
+
+
+@every_gate
+@pytest.mark.parametrize("training", [False, True])
+def test_gradcheck_moe(gate, training):
+    """Of y and of every loss, with regard to everything that has a gradient."""
+    moe = make_moe(gate, bias=True)
+    names = [name for name, _ in moe.named_parameters()]
+    x = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(T) != 3
+    rest = dict(token_mask=mask, call=noise(), training=training)
+    if moe.gate_bias is not None:
+        rest["gate_bias"] = moe.gate_bias
+
+    def function(x, *values):
+        out = F.moe(x, moe.config, **dict(zip(names, values)), **rest)
+        # L_batchwise moves the thresholds alone (App. F), which differences with regard to x do not know.
+        losses = out.losses[:4] if gate == "balanced" else out.losses
+        return out.y, losses
+
+    values = [parameter.detach().requires_grad_() for parameter in moe.parameters()]
+    # Losses are made of sums in fixed point, in units of 2^-40: differences of less than 1e-5 would see the units.
+    assert gradcheck(function, (x, *values), eps=2e-5, atol=1e-6, rtol=1e-4, nondet_tol=0.0)
+
+
+@pytest.mark.parametrize("glu", ["separate", "first", "last", "interleaved"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradcheck_experts(glu, transposed):
+    arrays = expert_arrays(glu=glu, transposed=transposed, requires_grad=True)
+    x, index, weight = routing()
+    names = list(arrays)
+
+    def function(x, weight, *values):
+        return F.experts(x, index, weight, **dict(zip(names, values)), activation="swiglu", glu=glu)
+
+    values = [value.detach().requires_grad_() for value in arrays.values()]
+    assert gradcheck(function, (x.requires_grad_(), weight.requires_grad_(), *values), nondet_tol=0.0)
+
+
+@pytest.mark.parametrize("activation", cumoe.config.ACTIVATIONS)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradcheck_activations(activation, recompute):
+    inner = H if activation == "identity" else I
+    experts = cumoe.Experts(H, inner, E, activation=activation, bias=True, recompute=recompute, dtype=torch.float64)
+    x, index, weight = routing()
+    assert gradcheck(lambda x, weight: experts(x, index, weight), (x.requires_grad_(), weight.requires_grad_()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_have_the_layout_and_type_of_parameters(dtype):
+    arrays = expert_arrays(dtype, transposed=True, requires_grad=True)
+    x, index, weight = routing(dtype)
+    leaves = {name: array if array.is_leaf else array._base for name, array in arrays.items()}
+    F.experts(x, index, weight, **arrays, activation="swiglu").sum().backward()
+    for name, leaf in leaves.items():
+        assert leaf.grad.dtype == dtype and leaf.grad.stride() == leaf.stride(), name
+
+
+@every_gate
+def test_unwanted_gradients_change_nothing(gate):
+    """The same bits whether one gradient is asked for, or all."""
+    moe = make_moe(gate)
+    x = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(1)
+    out = moe(x)
+    everything = torch.autograd.grad(out.y.square().sum() + out.loss, [x, *moe.parameters()])
+    for wanted, value in zip([x, *moe.parameters()], everything):
+        torch.manual_seed(1)
+        out = moe(x)
+        assert_same_bits(torch.autograd.grad(out.y.square().sum() + out.loss, wanted)[0], value)
+
+
+@pytest.mark.parametrize("only", ["y", "losses"])
+def test_one_output_alone(only):
+    moe = make_moe("noisy_topk")
+    x = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(1)
+    out = moe(x)
+    both = torch.autograd.grad((out.y.sum(), out.losses.sum()), [x], retain_graph=True)
+    one = {name: torch.autograd.grad(getattr(out, name).sum(), x, retain_graph=True)[0] for name in ("y", "losses")}
+    torch.testing.assert_close(one["y"] + one["losses"], both[0])
+    assert one[only].abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["strided rows", "strided columns", "unaligned", "transposed", "expanded"])
+def test_layouts_of_x(dtype, layout):
+    """Rows at a distance are read where they are, everything else is copied; the bits are the same."""
+    torch.manual_seed(5)
+    x = {"strided rows": lambda: torch.randn(T, H + 6, dtype=dtype)[:, :H],
+         "strided columns": lambda: torch.randn(T, 2 * H, dtype=dtype)[:, ::2],
+         "unaligned": lambda: torch.randn(T * H + 1, dtype=dtype)[1:].view(T, H),
+         "transposed": lambda: torch.randn(H, T, dtype=dtype).t(),
+         "expanded": lambda: torch.randn(1, H, dtype=dtype).expand(T, H)}[layout]()
+    moe = make_moe("softmax_topk", dtype)
+    results = []
+    for value in x, x.contiguous().clone():
+        value = value.detach().requires_grad_()
+        out = moe(value)
+        gradient = x.detach().clone() if layout == "expanded" else x.detach()
+        results.append((out.y, torch.autograd.grad(out.y, value, gradient)[0]))
+    for a, b in zip(*results):
+        assert_same_bits(a, b)
+
+
+def test_no_tokens():
+    moe = make_moe("noisy_topk")
+    x = torch.empty(0, 3, H, dtype=torch.float64, requires_grad=True)
+    out = moe(x)
+    (out.y.sum() + out.loss).backward()
+    assert out.y.shape == (0, 3, H) and x.grad.shape == x.shape
+    assert all(p.grad is not None and not p.grad.any() for p in moe.parameters())
+    x, index, weight = routing(tokens=0)
+    assert F.experts(x, index, weight, **expert_arrays(), activation="swiglu").shape == (0, H)
+
+
+def test_sentinels_contribute_nothing():
+    x, index, weight = routing(torch.float32)
+    arrays = expert_arrays(torch.float32, requires_grad=True)
+    weight = weight.masked_fill((index < 0) | (index >= E), float("nan")).requires_grad_()
+    x = x.clone()
+    index[2] = E
+    x[2] = float("inf")
+    x.requires_grad_()
+    y = F.experts(x, index, weight, **arrays, activation="swiglu")
+    y.sum().backward()
+    assert y.isfinite().all() and not y[2].any()
+    assert not x.grad[2].any() and not weight.grad[(index < 0) | (index >= E)].any()
+    assert all(array.grad.isfinite().all() for array in arrays.values())
+
+
+def test_index_and_weight_types():
+    x, index, weight = routing(torch.bfloat16)
+    arrays = expert_arrays(torch.bfloat16)
+    y = F.experts(x, index, weight, **arrays, activation="swiglu")
+    for other in torch.float32, torch.float64:
+        got = weight.to(other).requires_grad_()
+        same = F.experts(x, index.to(torch.int32), got, **arrays, activation="swiglu")
+        assert_same_bits(y, same.detach())
+        same.sum().backward()
+        assert got.grad.dtype == other
+
+
+def test_a_call_of_four_numbers():
+    """The noise of a token hangs on its global number; rows that are not live are left out."""
+    moe = make_moe("noisy_topk").train()
+    x = torch.randn(2 * T, H, dtype=torch.float64)
+    whole = moe(x, call=torch.tensor([11, 5, 0, 2 * T]))
+    part = moe(x[T:], call=torch.tensor([11, 5, T, T]))
+    assert torch.equal(whole.chosen_expert[T:], part.chosen_expert)
+    live = moe(x, call=torch.tensor([11, 5, 0, T]))
+    assert torch.equal(whole.chosen_expert[:T], live.chosen_expert[:T]) and (live.chosen_expert[T:] == -1).all()
+    assert torch.equal(whole.chosen_expert, moe(x, call=torch.tensor([11, 5])).chosen_expert)
+
+
+def test_autocast():
+    moe = make_moe("softmax_topk", torch.float32)
+    x = torch.randn(T, H, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = moe(x)
+    assert out.y.dtype == torch.bfloat16 and out.losses.dtype == torch.float32
+    (out.y.float().sum() + out.loss).backward()
+    assert all(p.grad.dtype == torch.float32 for p in moe.parameters()) and x.grad.dtype == torch.float32
+    exact = moe(x)
+    torch.testing.assert_close(out.y.float(), exact.y, atol=0.05, rtol=0.05)
+
+
+def test_no_second_gradient():
+    moe = make_moe("softmax_topk")
+    x = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
+    gradient = torch.autograd.grad(moe(x).y.sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        gradient.sum().backward()
+
+
+def test_threads_change_no_bits():
+    moe = make_moe("noisy_topk", torch.float32)
+    x = torch.randn(300, H)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in 1, 2, 3:
+            torch.set_num_threads(number)
+            torch.manual_seed(2)
+            out = moe(x)
+            results.append((out.y, *torch.autograd.grad(out.y.sum() + out.loss, list(moe.parameters()))))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert_same_bits(a, b)
+
+
+REFUSED = {
+    "x has 1 dim": lambda a: a.update(x=torch.randn(H)) or "x has 1 dimensions",
+    "hidden": lambda a: a.update(x=torch.randn(T, H + 1)) or "w_up has shape",
+    "type of w_up": lambda a: a.update(w_up=a["w_up"].double()) or "w_up is Double, but x is Float",
+    "shape of w_glu": lambda a: a.update(w_glu=a["w_glu"][:, 1:]) or "w_glu has shape",
+    "strides of w_glu": lambda a: a.update(w_glu=a["w_glu"].transpose(1, 2).contiguous().transpose(1, 2)) or "strides",
+    "expanded w_up": lambda a: a.update(w_up=a["w_up"][:1].expand(E, I, H)) or "expanded",
+    "bias missing": lambda a: a.update(b_up=None) or "b_up",
+    "integers": lambda a: a.update(x=torch.ones(T, H, dtype=torch.int8)) or "float64",
+    "index type": lambda a: a.update(index=torch.ones(T, K)) or "index_dtype",
+    "index shape": lambda a: a.update(index=torch.ones(T - 1, K, dtype=torch.int64)) or "index has shape",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(what):
+    x, index, weight = routing(torch.float32)
+    arguments = dict(x=x, index=index, weight=weight) | expert_arrays(torch.float32)
+    sentence = REFUSED[what](arguments)
+    values = expert_arguments(arguments, arguments["x"], arguments["index"], arguments["weight"])
+    with pytest.raises((RuntimeError, NotImplementedError), match=sentence):
+        torch.ops.cumoe.experts(*values, False)
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    (dict(activation="tanh"), "activation = 'tanh', but must be one of relu, swiglu"),
+    (dict(glu="middle"), "glu = 'middle'"),
+    (dict(compute="fp8"), "compute = 'fp8'"),
+])
+def test_refused_names(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        F.experts(*routing(), **expert_arrays() | wrong)
+
+
+def test_refused_calls():
+    moe = make_moe("noisy_topk")
+    x = torch.randn(T, H, dtype=torch.float64)
+    for call in torch.tensor([1]), torch.tensor([1.0, 2.0]), torch.tensor([1, 2, 3]):
+        with pytest.raises(RuntimeError, match="call must be int64 with 2 elements"):
+            moe(x, call=call)
+    with pytest.raises(ValueError, match="token_mask has shape"):
+        moe(x, token_mask=torch.ones(T + 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match="last size must be 10"):
+        moe(torch.randn(T, H + 1, dtype=torch.float64))
