@@ -91,17 +91,25 @@ const cumoe_handle_t *find_handle(const Device &device)
 
 const cumoe_layer_t *find_layer(const Device &device, const cumoe_config_t &config)
 {
+    struct Key {
+        cumoe_config_t config; // without holes that hold anything: make_config()
+        Device device;
+        bool operator<(const Key &other) const
+        {
+            return std::memcmp(this, &other, sizeof *this) < 0;
+        }
+    };
+    static_assert(sizeof(Key) == sizeof config + sizeof device, "keys are compared as bytes");
     static std::mutex mutex;
-    static std::map<std::string, cumoe_layer_t *> layers;
-    std::string key(sizeof config + sizeof device, '\0');
-    std::memcpy(&key[0], &config, sizeof config);
-    std::memcpy(&key[sizeof config], &device, sizeof device);
+    static std::map<Key, cumoe_layer_t *> layers;
+    static thread_local std::pair<Key, const cumoe_layer_t *> last; // as a rule it is the one before
+    const Key key = {config, device};
+    if (last.second && std::memcmp(&last.first, &key, sizeof key) == 0) return last.second;
     std::lock_guard<std::mutex> lock(mutex);
-    const auto found = layers.find(key);
-    if (found != layers.end()) return found->second;
-    cumoe_layer_t *layer;
-    check(cumoe_layer_create(&layer, find_handle(device), &config));
-    return layers[key] = layer;
+    cumoe_layer_t *&layer = layers[key];
+    if (!layer) check(cumoe_layer_create(&layer, find_handle(device), &config));
+    last = {key, layer};
+    return layer;
 }
 
 // Types and tensors
@@ -351,7 +359,7 @@ struct Call {
     cumoe_config_t config;
     const cumoe_layer_t *layer;
     cumoe_stream_t stream;
-    Rows x;
+    std::optional<Rows> x;
 
     Call(const Tensor &x_given, Arrays &arrays, const Ints &numbers, const Reals &reals)
     {
@@ -465,8 +473,8 @@ cumoe_forward_args_t forward_args(const Call &call, const Weights &weights, cons
     args.struct_size = sizeof args;
     args.num_tokens = call.tokens;
     args.weights = &weights.c;
-    args.x = address(call.x.tensor);
-    args.x_stride = call.x.stride;
+    args.x = address(call.x->tensor);
+    args.x_stride = call.x->stride;
     args.y = address(y);
     args.workspace = address(workspace);
     args.workspace_size = static_cast<size_t>(workspace.numel());
@@ -492,8 +500,8 @@ std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const T
     args.struct_size = sizeof args;
     args.num_tokens = call.tokens;
     args.weights = &weights.c;
-    args.x = address(call.x.tensor);
-    args.x_stride = call.x.stride;
+    args.x = address(call.x->tensor);
+    args.x_stride = call.x->stride;
     args.dy = address(dy_rows.tensor);
     args.dy_stride = dy_rows.stride;
     if (token_mask) args.token_mask = static_cast<const uint8_t *>(address(*token_mask));
@@ -579,7 +587,8 @@ MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, I
     const Tensor chosen_weight = make(choices, call.gate, call.device);
     const Tensor chosen_offset = make({balanced ? T + 1 : 0}, ScalarType::Int, call.device);
     const Tensor expert_count = make({E}, ScalarType::Int, call.device);
-    const Tensor sums = make({balanced && training ? 3 : 2, E}, call.gate, call.device);
+    const int64_t width = (E + 3) / 4 * 4; // rows are 16-byte aligned
+    const Tensor sums = make({balanced && training ? 3 : 2, width}, call.gate, call.device);
     const Tensor statistics = make({sizeof(cumoe_statistics_t) / 8}, ScalarType::Long, call.device);
     const Tensor workspace = call.scratch(call.workspace_size(keep));
 
@@ -594,7 +603,7 @@ MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, I
     args.chosen_weight = address(chosen_weight);
     if (balanced) args.chosen_offset = static_cast<int32_t *>(chosen_offset.data_ptr());
     args.expert_count = static_cast<int32_t *>(expert_count.data_ptr());
-    const size_t row = static_cast<size_t>(E) * (call.gate == ScalarType::Double ? 8 : 4);
+    const size_t row = static_cast<size_t>(width) * (call.gate == ScalarType::Double ? 8 : 4);
     char *const first = static_cast<char *>(sums.data_ptr());
     args.importance = first;
     args.load = first + row;

@@ -106,6 +106,13 @@ def scattermoe(p, x, index, weight, w_up, w_down):
     return parallel_linear(p.act(z), w_down.transpose(1, 2), 1, *routing, grouped_in=True, gates=weight)
 
 
+def cumoe_experts(p, x, index, weight, w_up, w_down):
+    from cumoe.functional import experts
+
+    glu = "first" if p.activation == "swiglu" else "separate"
+    return experts(x, index, weight, w_up, w_down, activation=p.activation, glu=glu)
+
+
 RESULTS = ("y", "dx", "dweight", "dw_up", "dw_down")
 
 
@@ -126,6 +133,21 @@ class TorchRun:
 
     def results(self):
         return dict(zip(RESULTS, (self.y, *self.gradients)))
+
+
+class CumoeRun(TorchRun):
+    """The gate is part of the layer, with the same choice: the K largest, softmax over these. Its losses come along."""
+
+    def forward(self):
+        if not self.gate:
+            return super().forward()
+        from cumoe import Config, functional
+
+        p, self.y, self.gradients = self.p, None, None
+        shape, glu = p.shape, "first" if p.activation == "swiglu" else "separate"
+        config = Config(shape.H, shape.I, shape.E, shape.K, "softmax_topk", p.activation, glu=glu)
+        out = functional.moe(p.x, config, w_gate=p.w_gate, w_up=p.w_up, w_down=p.w_down, training=True)
+        self.routing, self.y = (out.chosen_expert.long(), out.chosen_weight), out.y
 
 
 class JaxRun:
@@ -195,5 +217,6 @@ START = {  # name: (p, own_routing) -> a run
     "transformers-eager": torch_runs(transformers_eager, transformers_gate),
     "transformers-grouped_mm": torch_runs(transformers_grouped_mm, transformers_gate),
     "scattermoe": torch_runs(scattermoe),
+    "cumoe": lambda p, own_routing: CumoeRun(p, cumoe_experts, own_routing),
     "ragged_dot": JaxRun,
 }

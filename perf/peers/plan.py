@@ -74,6 +74,7 @@ ENTRIES = [
     Entry("transformers-eager", "transformers", ("swiglu",)),
     Entry("transformers-grouped_mm", "transformers"),
     Entry("scattermoe", "scattermoe", device="cuda"),
+    Entry("cumoe", "cumoe"),
     Entry("stages", activations=("swiglu",), routings=("given",), in_full=True),
     Entry("ragged_dot", "jax", in_full=True),
 ]

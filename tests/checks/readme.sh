@@ -2,7 +2,7 @@
 # README.md holds nothing that could be generated: a block between
 #   <!-- begin FILE -->             and  <!-- end -->   is FILE, with links to its pictures made relative to README.md
 #   <!-- begin FILE FROM to TO -->  and  <!-- end -->   is FILE from the line with FROM up to the line before TO;
-#                                                       C as a code block
+#                                                       C and Python as a code block
 # usage: readme.sh [--write] [ROOT]     check that the blocks are up to date, or bring them up to date
 set -eu
 write=no
@@ -32,9 +32,10 @@ function copy(file, from, to,   line, inside, found, folder) {
     range = $0; sub(/^<!-- begin [^ ]+ /, "", range); sub(/ ?-->$/, "", range)
     if (range != "") {
         split(range, ends, " to ")
-        if ($3 ~ /\.c$/) print "```c"
+        code = $3 ~ /\.c$/ ? "c" : $3 ~ /\.py$/ ? "python" : ""
+        if (code != "") print "```" code
         copy($3, ends[1], ends[2])
-        if ($3 ~ /\.c$/) print "```"
+        if (code != "") print "```"
     } else copy($3, "", "")
     skipping = 1; next
 }

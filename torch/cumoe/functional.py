@@ -53,15 +53,22 @@ def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None
 
     recompute: the backward pass computes the pre-activations again, which saves the memory to keep them.
     """
-    x, (w_up, w_glu, w_down, b_up, b_glu, b_down) = _autocast(x, (w_up, w_glu, w_down, b_up, b_glu, b_down))
-    shape, hidden, chosen = x.shape, w_down.size(1), index.size(-1)
-    numbers = [_EXTERNAL, _kind(ACTIVATIONS, activation, "activation"), _kind(PLACEMENTS, glu, "glu"), chosen, 0, 0, 0,
-               0, 0, int(recompute), _kind(COMPUTES, compute, "compute"), max_sms]
+    numbers = [_EXTERNAL, _kind(ACTIVATIONS, activation, "activation"), _kind(PLACEMENTS, glu, "glu"), 0, 0, 0, 0, 0, 0,
+               int(recompute), _kind(COMPUTES, compute, "compute"), max_sms]
+    return apply_experts(x, index, weight, (w_up, w_glu, w_down, b_up, b_glu, b_down), numbers,
+                         [swiglu_limit, swiglu_alpha, 0.0])
+
+
+def apply_experts(x, index, weight, arrays, numbers, reals):
+    """experts(), with a configuration as Config.numbers and Config.reals, but for top_k."""
+    x, arrays = _autocast(x, arrays)
+    shape, hidden, chosen = x.shape, arrays[2].size(1), index.size(-1)
     if weight.dtype != x.dtype and weight.dtype != gate_dtype(x.dtype):
         weight = weight.to(gate_dtype(x.dtype))
-    arguments = (_rows(x, hidden), _rows(index, chosen, "index"), _rows(weight, chosen, "weight"), w_up, w_glu, w_down,
-                 b_up, b_glu, b_down, numbers, [swiglu_limit, swiglu_alpha, 0.0])
-    if _needs_gradient(x, weight, w_up, w_glu, w_down, b_up, b_glu, b_down):
+    numbers = [*numbers[:ops.TOP_K], chosen, *numbers[ops.TOP_K + 1:]]
+    arguments = (_rows(x, hidden), _rows(index, chosen, "index"), _rows(weight, chosen, "weight"), *arrays, numbers,
+                 reals)
+    if _needs_gradient(x, weight, *arrays):
         y = ops.Experts.apply(*arguments)
     else:
         y, _ = torch.ops.cumoe.experts(*arguments, False)

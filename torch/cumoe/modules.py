@@ -79,10 +79,9 @@ class Experts(_ExpertArrays):
 
     def forward(self, x, index, weight):
         c = self.config
-        biases = {"b_up": self.b_up, "b_glu": self.b_glu, "b_down": self.b_down} if c.bias else {}
-        return functional.experts(x, index, weight, self.w_up, self.w_down, w_glu=self.w_glu, activation=c.activation,
-                                  glu=c.glu, swiglu_limit=c.swiglu_limit, swiglu_alpha=c.swiglu_alpha,
-                                  recompute=c.recompute, compute=c.compute, **biases)
+        biases = (self.b_up, self.b_glu, self.b_down) if c.bias else (None, None, None)
+        return functional.apply_experts(x, index, weight, (self.w_up, self.w_glu, self.w_down, *biases), c.numbers,
+                                        c.reals)
 
 
 class MoE(_ExpertArrays):

@@ -48,7 +48,7 @@ def _(x, *arguments):
             x.new_empty(saved, dtype=torch.uint8), x.new_empty(choices, dtype=torch.int32),
             x.new_empty(choices, dtype=gate), x.new_empty(tokens + 1 if balanced else 0, dtype=torch.int32),
             x.new_empty(num_experts, dtype=torch.int32),
-            x.new_empty(3 if balanced and training else 2, num_experts, dtype=gate),
+            x.new_empty(3 if balanced and training else 2, (num_experts + 3) // 4 * 4, dtype=gate),
             x.new_empty(STATISTICS_SIZE, dtype=torch.int64))
 
 

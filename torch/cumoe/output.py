@@ -35,23 +35,26 @@ class MoEOutput(typing.NamedTuple):
     chosen_weight: torch.Tensor  # [T, K] gate type
     chosen_offset: torch.Tensor  # [T + 1] balanced: token t has slots chosen_offset[t] .. chosen_offset[t + 1] - 1
     expert_count: torch.Tensor  # [E] int32, rows per expert
-    sums: torch.Tensor  # [2 or 3, E] gate type: see the properties
+    sums: torch.Tensor  # [2 or 3, E, rounded up to a multiple of 4] gate type: see the properties
     raw_statistics: torch.Tensor  # [16] int64, on the device: see statistics()
+
+    def _sums(self, row):
+        return self.sums[row, :self.expert_count.size(0)]
 
     @property
     def importance(self):
         """[E] sums of gate values (eq. 6)."""
-        return self.sums[0]
+        return self._sums(0)
 
     @property
     def load(self):
         """[E] smooth load (eq. 10) of noisy gates in training, else rows per expert."""
-        return self.sums[1]
+        return self._sums(1)
 
     @property
     def batch_threshold(self):
         """[E] balanced, in training: the lowest gate value that each expert took; None otherwise."""
-        return self.sums[2] if self.sums.size(0) == 3 else None
+        return self._sums(2) if self.sums.size(0) == 3 else None
 
     def statistics(self):
         """What the call counted. Waits for the device."""

@@ -76,6 +76,22 @@ def test_experts(activation, glu, bias):
         torch.testing.assert_close(ours[name], theirs[name], msg=lambda text: f"{name}: {text}", **CLOSE)
 
 
+@pytest.mark.parametrize("num_experts, top_k", [(1, 1), (7, 3), (30, 5), (9, 9)])
+@pytest.mark.parametrize("gate", ["noisy_topk", "balanced", "sigmoid_topk", "softmax"])
+def test_odd_sizes(gate, num_experts, top_k):
+    torch.manual_seed(2)
+    moe = cumoe.MoE(H, 13, num_experts, 0 if gate == "softmax" else top_k, gate=gate, activation="geglu", bias=True,
+                    dtype=torch.float64)
+    for parameter in moe.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    if gate == "balanced":
+        torch.nn.init.uniform_(moe.thresholds, 0, 0.1)
+    ours, theirs = run(moe, torch.randn(T, H, dtype=torch.float64), None, True)
+    tolerance = NOISY if gate == "noisy_topk" else CLOSE
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], msg=lambda text: f"{name}: {text}", **tolerance)
+
+
 @every_gate
 def test_tokens_without_a_usable_logit(gate):
     """NaN in one token: its y is NaN, all others are as without it."""
