@@ -20,6 +20,14 @@ PACKAGES = ("torch", "triton", "transformers", "jax", "scattermoe", "nvidia-cubl
 NO_TIME = "no time left"
 
 
+def processor():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def versions():
     found = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -32,7 +40,7 @@ def versions():
 
 def device_facts(device):
     if device == "cpu":
-        return {"name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+        return {"name": processor(), "threads": torch.get_num_threads()}
     p = torch.cuda.get_device_properties(0)
     return {"name": p.name, "compute_capability": f"{p.major}.{p.minor}", "cuda": torch.version.cuda,
             "multiprocessors": p.multi_processor_count, "l2_bytes": p.L2_cache_size, "memory_bytes": p.total_memory}

@@ -46,6 +46,12 @@ if "$python" -c 'import torch' 2>/dev/null; then
     expect 0 '^\| tiny \| grouped_mm ' "$python" peers.py $small --dtype bf16 --contestants $torch_alone
     expect 0 '^\| tiny \| grouped_mm ' "$python" peers.py $small --dtype f16 --contestants $torch_alone
     expect 0 '^\| 24/16/16/6/1 ' "$python" peers.py $small --shapes 24/16/16/6/1 --contestants loop,stages
+    if "$python" -c 'import cumoe' 2>/dev/null; then
+        for dtype in f32 bf16 f16; do
+            expect 0 '^\| tiny-uneven \| cumoe ' "$python" peers.py $small --dtype $dtype --contestants cumoe
+        done
+        expect 0 'goal is 15 us' "$python" call_cost.py
+    fi
     expect 1 '--json .*: .*No such file' "$python" peers.py $small --json "$work/none/rows.json"
     echo '{"rows": [' >"$work/damaged.json"
     expect 1 '--json .*damaged.json: ' "$python" peers.py $small --resume --json "$work/damaged.json"
