@@ -61,7 +61,7 @@ agreement_t measure_agreement(model_t *model, const text_t *text)
     batch_t batch = batch_create(BATCH);
     int32_t *order = text_shuffled(text, model->seed + 1000000);
     for (int i = 0; i < BATCHES; i++) {
-        batch_fill(&batch, text, order + i % steps_per_epoch(text) * BATCH, BATCH);
+        batch_fill(&batch, text, order + i % steps_per_epoch(text, BATCH) * BATCH, BATCH);
         model_route(model, &batch, 0);
         mark(model, &batch, by_batch);
         model_evaluate(model, &batch);

@@ -56,7 +56,7 @@ static void add_batch(balance_t *balance, const sums_t *sums, int experts)
 balance_t measure_balance(model_t *model, const text_t *text, int64_t characters)
 {
     int64_t parts = characters / BATCH;
-    if (parts > steps_per_epoch(text) / NOISY_BATCHES) parts = steps_per_epoch(text) / NOISY_BATCHES;
+    if (parts > steps_per_epoch(text, BATCH) / NOISY_BATCHES) parts = steps_per_epoch(text, BATCH) / NOISY_BATCHES;
     balance_t balance = {.characters = parts * BATCH};
     batch_t part = batch_create(BATCH);
     int32_t *order = text_shuffled(text, model->seed + 1000000);

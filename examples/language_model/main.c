@@ -5,10 +5,11 @@
  *   train.c     loop and evaluation            inspect.c  balance, and what experts learn
  *   report.c    tables                         pictures.c gnuplot
  *   table6.c    the paper's table 6            balanced.c its appendix F
- *   schedule.c  learning rates */
+ *   schedule.c  learning rates                 resume.c   what an interrupted run has done */
 #include "balanced.h"
 #include "options.h"
 #include "pictures.h"
+#include "resume.h"
 #include "table6.h"
 
 #include <errno.h>
@@ -23,6 +24,7 @@ typedef struct run {
     device_t device;
     text_t text;
     schedule_t schedule;
+    past_t *past; /* --resume */
     progress_t progress;
     report_t report;
     summary_t summary[NUM_KINDS];
@@ -53,6 +55,13 @@ static void add_result(summary_t *summary, const result_t *result)
     range_add(&summary->rate, result->rate);
 }
 
+static void add_balance(run_t *run, kind_index_t index, uint64_t seed, double perplexity, const balance_t *balance)
+{
+    report_balance(&run->report, &kinds[index], seed, balance);
+    table6_add(&run->table6, index, perplexity, balance);
+    if (seed == 1) run->balance[index] = *balance;
+}
+
 /* What is asked of MoE-256 alone. In the demo the first seed is enough. */
 static void look_into(run_t *run, kind_index_t index, model_t *model, double perplexity)
 {
@@ -62,17 +71,30 @@ static void look_into(run_t *run, kind_index_t index, model_t *model, double per
     if (model->seed > 1 && demo) return;
     const balance_t balance =
         measure_balance(model, &run->text, run->options.quick ? QUICK_NOISY_CHARACTERS : NOISY_CHARACTERS);
-    report_balance(&run->report, model->kind, model->seed, &balance);
-    table6_add(&run->table6, index, perplexity, &balance);
-    if (model->seed == 1) run->balance[index] = balance;
+    add_balance(run, index, model->seed, perplexity, &balance);
+}
+
+/* Whether an interrupted run has done this training; then it counts. */
+static bool was_trained(run_t *run, kind_index_t index, uint64_t seed)
+{
+    result_t result;
+    balance_t balance;
+    if (!past_find(run->past, &kinds[index], seed, &result, &balance)) return false;
+    progress_advance(&run->progress, training_work(&kinds[index], &run->schedule));
+    report_training(&run->report, &kinds[index], seed, &result);
+    add_result(&run->summary[index], &result);
+    add_balance(run, index, seed, result.perplexity, &balance);
+    return true;
 }
 
 static void train_kind(run_t *run, kind_index_t index, uint64_t seed)
 {
+    if (was_trained(run, index, seed)) return;
     const kind_t *kind = &kinds[index];
     model_t model = {.device = &run->device,
                      .kind = kind,
                      .symbols = run->text.symbols,
+                     .batch = run->schedule.batch > BATCH ? run->schedule.batch : BATCH,
                      .seed = seed,
                      .optimizer = run->options.optimizer};
     model_create(&model);
@@ -117,10 +139,12 @@ static void train_all(run_t *run)
 
 static schedule_t make_schedule(const options_t *options, const text_t *text)
 {
-    schedule_t schedule = {.steps = (int64_t)(options->epochs * (double)steps_per_epoch(text)),
+    schedule_t schedule = {.batch = options->batch,
+                           .steps = (int64_t)(options->epochs * (double)steps_per_epoch(text, options->batch)),
+                           .rate = options->rate,
+                           .kind = options->schedule,
                            .held_out_stride = 1};
-    if (options->quick) schedule = (schedule_t){.steps = QUICK_STEPS, .held_out_stride = QUICK_HELD_OUT};
-    schedule.kind = options->schedule;
+    if (options->quick) schedule.steps = QUICK_STEPS, schedule.held_out_stride = QUICK_HELD_OUT;
     if (options->steps) schedule.steps = options->steps;
     if (schedule.steps < 1) schedule.steps = 1;
     return schedule;
@@ -162,12 +186,14 @@ int main(int argc, char **argv)
     run.schedule = make_schedule(&run.options, &run.text);
     enter_folder(run.options.out);
 
+    if (run.options.resume) run.past = past_read(&run.options, &run.text, &run.schedule);
     report_open(&run.report, &run.options, &run.text, &run.schedule, &run.device);
     train_all(&run);
     bool (*const reports[])(run_t *) = {report_demo, report_all_rows, report_masks};
     const bool good = reports[run.options.experiment](&run);
     report_close(&run.report, run.options.out, seconds_now() - run.progress.start);
 
+    past_free(run.past);
     device_close(&run.device);
     text_free(&run.text);
     return good ? EXIT_SUCCESS : 2;

@@ -38,7 +38,8 @@ static void create_layer(model_t *model)
     config.gate = is_dense(model->kind)   ? CUMOE_GATE_EXTERNAL
                   : model->kind->balanced ? CUMOE_GATE_BALANCED
                                           : CUMOE_GATE_NOISY_TOPK;
-    if (model->kind->balanced) config.max_rows = 2 * BATCH * TOP_K; /* thresholds may take more than on average */
+    if (model->kind->balanced)
+        config.max_rows = 2 * model->batch * TOP_K; /* thresholds may take more than on average */
     config.loss_weight[CUMOE_LOSS_IMPORTANCE] = model->kind->importance_weight;
     config.loss_weight[CUMOE_LOSS_LOAD] = model->kind->load_weight;
     check(cumoe_layer_create(&model->layer, model->device->handle, &config));
@@ -78,15 +79,15 @@ static void create_parameters(model_t *model)
                                  .matrix = model->projection.value,
                                  .gradient = model->projection.gradient,
                                  .transposed = host_alloc((size_t)(WIDTH * columns), sizeof(float)),
-                                 .probability = host_alloc((size_t)(BATCH * columns), sizeof(float)),
-                                 .loss = host_alloc(BATCH, sizeof(double))};
+                                 .probability = host_alloc((size_t)(model->batch * columns), sizeof(float)),
+                                 .loss = host_alloc((size_t)model->batch, sizeof(double))};
 }
 
 static void create_buffers(model_t *model)
 {
     const device_t *device = model->device;
-    const size_t rows = BATCH * WIDTH * sizeof(float);
-    check(cumoe_layer_buffer_sizes(model->layer, BATCH, &model->workspace_size, &model->saved_size));
+    const size_t batch = (size_t)model->batch, rows = batch * WIDTH * sizeof(float);
+    check(cumoe_layer_buffer_sizes(model->layer, model->batch, &model->workspace_size, &model->saved_size));
     check(cumoe_memory_alloc(device->handle, model->workspace_size, &model->workspace));
     check(cumoe_memory_alloc(device->handle, model->saved_size, &model->saved));
     model->x = mirror_create(device, rows);
@@ -94,19 +95,19 @@ static void create_buffers(model_t *model)
     model->dy = mirror_create(device, rows);
     model->dx = mirror_create(device, rows);
     int64_t slots;
-    check(cumoe_layer_max_rows(model->layer, BATCH, NULL, &slots));
+    check(cumoe_layer_max_rows(model->layer, model->batch, NULL, &slots));
     model->expert = mirror_create(device, (size_t)slots * sizeof(int32_t));
     model->gate = mirror_create(device, (size_t)slots * sizeof(float));
     model->importance = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
     model->load = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
     if (model->kind->balanced) {
-        model->expert_offset = mirror_create(device, (BATCH + 1) * sizeof(int32_t));
+        model->expert_offset = mirror_create(device, (batch + 1) * sizeof(int32_t));
         model->threshold = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
     }
     if (!is_dense(model->kind)) return;
-    model->index = mirror_create(device, BATCH * sizeof(int32_t));
-    model->index_weight = mirror_create(device, BATCH * sizeof(float));
-    for (int t = 0; t < BATCH; t++) {
+    model->index = mirror_create(device, batch * sizeof(int32_t));
+    model->index_weight = mirror_create(device, batch * sizeof(float));
+    for (size_t t = 0; t < batch; t++) {
         ((int32_t *)model->index.host)[t] = 0;
         ((float *)model->index_weight.host)[t] = 1;
     }

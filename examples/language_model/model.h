@@ -11,6 +11,7 @@ typedef struct model {
     const device_t *device;
     const kind_t *kind;
     int symbols; /* V */
+    int batch;   /* the most characters in a call */
     uint64_t seed;
     cumoe_optimizer_t optimizer; /* of the layer */
 
@@ -22,11 +23,11 @@ typedef struct model {
     parameter_t embedding, projection; /* ours, on the host; the latter is the softmax matrix */
     softmax_t softmax;
 
-    mirror_t x, y, dy, dx;        /* [BATCH, WIDTH] */
-    mirror_t index, index_weight; /* [BATCH] external routing of the dense layer: expert 0, weight 1 */
-    mirror_t expert_offset;       /* [BATCH + 1] strictly balanced: where the choices of a character begin */
+    mirror_t x, y, dy, dx;        /* [batch, WIDTH] */
+    mirror_t index, index_weight; /* [batch] external routing of the dense layer: expert 0, weight 1 */
+    mirror_t expert_offset;       /* [batch + 1] strictly balanced: where the choices of a character begin */
     mirror_t threshold;           /* [E] strictly balanced: the smallest gates that the experts took */
-    mirror_t expert, gate;        /* [BATCH, TOP_K] the experts of every character and their weights */
+    mirror_t expert, gate;        /* [batch, TOP_K] the experts of every character and their weights */
     mirror_t importance, load;    /* [E] */
     void *workspace, *saved;
     size_t workspace_size, saved_size;

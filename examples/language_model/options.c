@@ -26,12 +26,17 @@ static const char help[] =
     "  --balanced       the strictly balanced gate, in place of all other tables; about 2 minutes\n"
     "  --seeds N        train the models of the first table N times, from other random numbers    [1; table 6: "
     "3]\n"
-    "  --epochs X       passes over the training characters                                       [1]\n"
-    "  --steps N        steps of 1024 characters, instead of --epochs\n"
+    "  --epochs X       passes over the training characters                                       [1; table 6: 5]\n"
+    "  --steps N        steps, instead of --epochs\n"
+    "  --batch N        characters in a step                                                      [1024; table 6: "
+    "4096]\n"
+    "  --rate X         the highest learning rate                                                 [0.01; table 6: "
+    "0.002]\n"
     "  --schedule NAME  linear: the learning rate falls to 0 in a straight line; lm, translation: the paper's "
     "[linear]\n"
     "  --optimizer NAME adam, or factored: the experts' second moments as row and column means         [adam]\n"
     "  --quick          a few steps and no verdict: does everything run?\n"
+    "  --resume         with --table6: go on where a run into the same folder was interrupted\n"
     "  --threads N      threads                                                                   [all "
     "processors]\n"
     "  --out DIR        folder for demo.md (table6.md, balanced.md), demo.tsv and the pictures; made if it is "
@@ -95,9 +100,12 @@ void options_read(options_t *options, int argc, char **argv)
         SEEDS,
         EPOCHS,
         STEPS,
+        BATCH_SIZE,
+        RATE,
         SCHEDULE,
         OPTIMIZER,
         QUICK,
+        RESUME,
         THREADS,
         OUT,
         BACKEND,
@@ -110,16 +118,19 @@ void options_read(options_t *options, int argc, char **argv)
                                           {"seeds", required_argument, NULL, SEEDS},
                                           {"epochs", required_argument, NULL, EPOCHS},
                                           {"steps", required_argument, NULL, STEPS},
+                                          {"batch", required_argument, NULL, BATCH_SIZE},
+                                          {"rate", required_argument, NULL, RATE},
                                           {"schedule", required_argument, NULL, SCHEDULE},
                                           {"optimizer", required_argument, NULL, OPTIMIZER},
                                           {"quick", no_argument, NULL, QUICK},
+                                          {"resume", no_argument, NULL, RESUME},
                                           {"threads", required_argument, NULL, THREADS},
                                           {"out", required_argument, NULL, OUT},
                                           {"backend", required_argument, NULL, BACKEND},
                                           {"copy", no_argument, NULL, COPY},
                                           {"help", no_argument, NULL, HELP},
                                           {0}};
-    *options = (options_t){.epochs = 1, .out = "language-model"};
+    *options = (options_t){.out = "language-model"};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (option) {
         case TEXT:
             if (options->num_texts == MAX_TEXTS) die("--text: more than %d texts", MAX_TEXTS);
@@ -140,6 +151,12 @@ void options_read(options_t *options, int argc, char **argv)
         case STEPS:
             options->steps = integer("--steps", optarg, 1, 1000000000);
             break;
+        case BATCH_SIZE:
+            options->batch = integer("--batch", optarg, 1, MAX_BATCH);
+            break;
+        case RATE:
+            options->rate = number("--rate", optarg, 1e-9, 1);
+            break;
         case SCHEDULE:
             options->schedule = schedule(optarg);
             break;
@@ -148,6 +165,9 @@ void options_read(options_t *options, int argc, char **argv)
             break;
         case QUICK:
             options->quick = true;
+            break;
+        case RESUME:
+            options->resume = true;
             break;
         case THREADS:
             options->threads = integer("--threads", optarg, 1, 4096);
@@ -167,8 +187,13 @@ void options_read(options_t *options, int argc, char **argv)
         default:
             exit(EXIT_FAILURE);
         }
-    if (!options->seeds)
-        options->seeds = options->experiment == EXPERIMENT_TABLE6 && !options->quick ? TABLE6_SEEDS : 1;
+    if (options->resume && options->experiment != EXPERIMENT_TABLE6)
+        die("--resume: only --table6 takes so long; see --help");
+    const bool long_run = options->experiment == EXPERIMENT_TABLE6 && !options->quick;
+    if (!options->seeds) options->seeds = long_run ? TABLE6_SEEDS : 1;
+    if (!options->batch) options->batch = long_run ? TABLE6_BATCH : BATCH;
+    if (options->rate == 0) options->rate = long_run ? TABLE6_RATE : LEARNING_RATE;
+    if (options->epochs == 0) options->epochs = long_run ? TABLE6_EPOCHS : 1;
     if (optind < argc) die("%s: not an option; a text is named by --text (see --help)", argv[optind]);
     if (options->num_texts == 0) die("no text; name one by --text PATH, or let fetch_text.sh get two (see --help)");
 }

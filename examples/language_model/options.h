@@ -17,11 +17,12 @@ typedef struct options {
     const char *text[MAX_TEXTS];
     experiment_t experiment;
     int seeds;
-    double epochs;
+    int batch;
+    double rate, epochs;
     int64_t steps; /* 0 = as epochs says */
     schedule_kind_t schedule;
     cumoe_optimizer_t optimizer;
-    bool quick;
+    bool quick, resume;
     int threads; /* 0 = OpenMP's number */
     const char *out;
     cumoe_backend_t backend;

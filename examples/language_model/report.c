@@ -60,23 +60,42 @@ static void say_text(report_t *report, const text_t *text, int64_t stride)
 
 static void say_training(report_t *report, const options_t *options, const text_t *text, const schedule_t *schedule)
 {
-    say(report, "Training: %lld steps of %d characters (%.2f epochs) with %s;\n", (long long)schedule->steps, BATCH,
-        (double)schedule->steps / (double)steps_per_epoch(text),
+    say(report, "Training: %lld steps of %d characters (%.2f epochs) with %s;\n", (long long)schedule->steps,
+        schedule->batch, (double)schedule->steps / (double)steps_per_epoch(text, schedule->batch),
         options->optimizer == CUMOE_OPTIMIZER_ADAM ? "Adam" : "Adam, factored for the experts");
-    say(report, "the learning rate, %g at most, %s;\n", LEARNING_RATE, schedule_text(schedule->kind));
+    say(report, "the learning rate, %g at most, %s;\n", schedule->rate, schedule_text(schedule->kind));
     if (options->experiment != EXPERIMENT_TABLE6)
         say(report, "importance loss and load loss with weight %g each; ", (double)LOSS_WEIGHT);
     say(report, "%d seed%s. ", options->seeds, options->seeds > 1 ? "s" : "");
 }
 
+const char *experiment_name(experiment_t experiment)
+{
+    static const char *const names[] = {"demo", "table6", "balanced"};
+    return names[experiment];
+}
+
+protocol_t protocol_of(const options_t *options, const text_t *text, const schedule_t *schedule)
+{
+    return (protocol_t){{"steps", "batch", "learning_rate", "schedule", "optimizer", "held_out_stride", "symbols",
+                         "train_characters", "held_out_characters"},
+                        {(double)schedule->steps, schedule->batch, schedule->rate, schedule->kind,
+                         options->optimizer, (double)schedule->held_out_stride, text->symbols,
+                         (double)text->num_train, (double)text->num_held_out}};
+}
+
+void training_name(char *row, size_t size, const kind_t *kind, uint64_t seed)
+{
+    snprintf(row, size, "%s, seed %d", kind->name, (int)seed);
+}
+
 void report_open(report_t *report, const options_t *options, const text_t *text, const schedule_t *schedule,
                  const device_t *device)
 {
-    static const char *const names[] = {"demo", "table6", "balanced"};
     static const char *const titles[] = {"Character language models: a dense layer and mixtures of experts",
                                          "The two balancing losses: table 6 of the paper in small",
                                          "Strict balance: appendix F of the paper in small"};
-    const char *name = names[options->experiment];
+    const char *name = experiment_name(options->experiment);
     *report = (report_t){.name = name, .markdown = open_file(name, "md"), .table = open_file(name, "tsv")};
     fprintf(report->table, "table\trow\tcolumn\tvalue\n");
     say(report, "# %s\n\n", titles[options->experiment]);
@@ -96,17 +115,15 @@ void report_open(report_t *report, const options_t *options, const text_t *text,
     say_training(report, options, text, schedule);
     say(report, "Machine: %s.\n\n", cumoe_handle_description(device->handle));
     fflush(report->markdown);
-    note(report, "protocol", "all", "steps", (double)schedule->steps);
+    const protocol_t protocol = protocol_of(options, text, schedule);
+    for (int i = 0; i < NUM_PROTOCOL; i++) note(report, "protocol", "all", protocol.name[i], protocol.value[i]);
     note(report, "protocol", "all", "seeds", options->seeds);
-    note(report, "protocol", "all", "symbols", text->symbols);
-    note(report, "protocol", "all", "train_characters", (double)text->num_train);
-    note(report, "protocol", "all", "held_out_characters", (double)text->num_held_out);
 }
 
 void report_training(report_t *report, const kind_t *kind, uint64_t seed, const result_t *result)
 {
     char row[64];
-    snprintf(row, sizeof row, "%s, seed %d", kind->name, (int)seed);
+    training_name(row, sizeof row, kind, seed);
     note(report, "training", row, "perplexity", result->perplexity);
     note(report, "training", row, "characters_per_second", result->rate);
     note(report, "training", row, "seconds", result->seconds);
@@ -116,10 +133,12 @@ void report_training(report_t *report, const kind_t *kind, uint64_t seed, const 
 void report_balance(report_t *report, const kind_t *kind, uint64_t seed, const balance_t *balance)
 {
     char row[64];
-    snprintf(row, sizeof row, "%s, seed %d", kind->name, (int)seed);
+    training_name(row, sizeof row, kind, seed);
     note(report, "training", row, "cv_importance", balance->cv_importance);
     note(report, "training", row, "cv_load", balance->cv_load);
     note(report, "training", row, "max_over_mean_load", balance->max_over_mean_load);
+    note(report, "training", row, "balance_characters", (double)balance->characters);
+    fflush(report->table);
 }
 
 void report_models(report_t *report, const summary_t *summary, const text_t *text)

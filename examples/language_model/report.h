@@ -30,6 +30,20 @@ typedef struct summary {
 
 /* Opens demo.md and demo.tsv (or those of another experiment) in the current folder and writes down what is about
  * to be done. */
+/* The word in the names of an experiment's files. */
+const char *experiment_name(experiment_t experiment);
+
+/* The numbers that two runs must have in common for their trainings to be the same; in the table as well. */
+enum { NUM_PROTOCOL = 9 };
+typedef struct protocol {
+    const char *name[NUM_PROTOCOL];
+    double value[NUM_PROTOCOL];
+} protocol_t;
+protocol_t protocol_of(const options_t *options, const text_t *text, const schedule_t *schedule);
+
+/* The row of a training in the table. */
+void training_name(char *row, size_t size, const kind_t *kind, uint64_t seed);
+
 void report_open(report_t *report, const options_t *options, const text_t *text, const schedule_t *schedule,
                  const device_t *device);
 

@@ -64,6 +64,20 @@ grep '^balance' one/demo.tsv >expected.balance
 awk -F'\t' '$1 == "balance" && ($2 == "0 and 0" || $2 == "0.1 and 0.1")' rows/table6.tsv | cmp - expected.balance ||
     fail "the demo's rows are not those of table 6"
 
+# An interrupted run goes on: trainings that it has are taken over, and the tables are those of one run.
+quick rows --table6 --resume
+[ "$(grep -c 'seed 1.*perplexity' rows/table6.tsv)" = 6 ] || fail "a resumed run has not six trainings"
+cp rows/table6.tsv whole.tsv
+grep -n 'MoE-256, 0.2 and 0, seed 1.*cv_load' rows/table6.tsv | cut -d: -f1 | head -n 1 >cut
+head -n "$(cat cut)" whole.tsv >rows/table6.tsv
+printf 'training\tMoE-256, 0.2 a' >>rows/table6.tsv
+quick rows --table6 --resume
+without_times() { grep -v 'per_second\|seconds\|^verdict' "$1"; } # verdicts are made of more digits than the table has
+without_times whole.tsv >expected.rows
+without_times rows/table6.tsv | cmp - expected.rows || fail "a resumed run has other figures"
+if "$program" --text first.txt --text second.txt --table6 --quick --steps 7 --resume --out rows >refused.log 2>&1; then fail "steps"; fi
+grep -q 'in table6.tsv steps is 6, and now 7' refused.log || fail "another protocol: $(cat refused.log)"
+
 # Strict balance: every expert takes its share, 1024 * 4 / 32 characters, of every batch.
 quick strict --balanced
 [ "$(grep -c '| 128 to 128 |' strict/balanced.md)" = 2 ] || fail "the strictly balanced load is not exact"
@@ -88,6 +102,9 @@ refused() # words of the sentence, then options
 : >empty.txt
 echo short >short.txt
 refused "no text"
+refused "only --table6" --text first.txt --resume
+refused "must be a number" --text first.txt --batch 65537
+refused "must be a number" --text first.txt --rate 0
 refused "cannot read the text nowhere.txt" --text nowhere.txt
 refused "cannot read the text ." --text .
 refused "the text empty.txt is empty" --text empty.txt

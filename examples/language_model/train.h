@@ -13,13 +13,15 @@ typedef struct result {
 } result_t;
 
 typedef struct schedule {
+    int batch; /* characters in a step */
     int64_t steps;
-    schedule_kind_t kind;    /* how the learning rate changes */
+    double rate;             /* the highest learning rate */
+    schedule_kind_t kind;    /* how it changes */
     int64_t held_out_stride; /* one in so many held-out characters is looked at */
 } schedule_t;
 
 /* Steps in one pass over the training characters; what is left over waits for the next shuffle. */
-int64_t steps_per_epoch(const text_t *text);
+int64_t steps_per_epoch(const text_t *text, int batch);
 
 /* Train from scratch; the seed decides initial values, order of the batches and noise. */
 result_t train_model(model_t *model, const text_t *text, const schedule_t *schedule, progress_t *progress);
