@@ -107,7 +107,7 @@ void report_open(report_t *report, const options_t *options, const text_t *text,
             "Layers: MoE-32, ReLU experts with I = %d: a noisy top-%d gate, and the strictly balanced one.\n",
             INTERMEDIATE, TOP_K);
     else if (options->experiment == EXPERIMENT_TABLE6)
-        say(report, "Layer: MoE-256, a noisy top-%d gate and %d ReLU experts with I = %d.\n", TOP_K, MAX_EXPERTS,
+        say(report, "Layer: MoE-64, a noisy top-%d gate and %d ReLU experts with I = %d.\n", TOP_K, TABLE6_EXPERTS,
             INTERMEDIATE);
     else
         say(report, "Mixtures: noisy top-%d gate, ReLU experts with I = %d; the dense layer has I = %d.\n", TOP_K,

@@ -1,15 +1,20 @@
 #include "table6.h"
 
-enum { ROWS = 6 };
+enum { ROWS = 8 };
 
-/* The paper's, for words. */
+/* In the paper's order, with its figures for words; the demo has MoE-256. */
 static const struct {
     kind_index_t kind;
     const char *figures;
 } rows[ROWS] = {
-    {MOE_256_FREE, "39.8, 3.04, 3.01, 17.80"}, {MOE_256_IMPORTANCE, "35.6, 0.06, 0.17, 1.47"},
-    {MOE_256_LOAD, "35.7, 0.22, 0.04, 1.15"},  {MOE_256, "35.6, 0.06, 0.05, 1.14"},
-    {MOE_256_WEAK, "35.7, 0.48, 0.11, 1.37"},  {MOE_256_STRONG, "35.7, 0.03, 0.02, 1.07"},
+    {MOE_64_FREE, "39.8, 3.04, 3.01, 17.80"},
+    {MOE_256_FREE, "39.8, 3.04, 3.01, 17.80"},
+    {MOE_64_IMPORTANCE, "35.6, 0.06, 0.17, 1.47"},
+    {MOE_64_LOAD, "35.7, 0.22, 0.04, 1.15"},
+    {MOE_64, "35.6, 0.06, 0.05, 1.14"},
+    {MOE_256, "35.6, 0.06, 0.05, 1.14"},
+    {MOE_64_WEAK, "35.7, 0.48, 0.11, 1.37"},
+    {MOE_64_STRONG, "35.7, 0.03, 0.02, 1.07"},
 };
 
 static const char *const columns[NUM_FIGURES] = {"perplexity", "cv_importance", "cv_load", "max_over_mean_load"};
@@ -75,7 +80,7 @@ static double worst_with_losses(const table6_t *table, figure_t figure)
     double worst = 0;
     for (int i = 0; i < ROWS; i++) {
         const double most = table->figure[rows[i].kind][figure].most;
-        if (rows[i].kind != MOE_256_FREE && most > worst) worst = most;
+        if (rows[i].kind != MOE_64_FREE && most > worst) worst = most;
     }
     return worst;
 }
@@ -86,7 +91,7 @@ static void say_uneven_rows(report_t *report, const table6_t *table)
     bool any = false;
     for (int i = 0; i < ROWS; i++) {
         const double most = table->figure[rows[i].kind][MAX_OVER_MEAN_LOAD].most;
-        if (rows[i].kind == MOE_256_FREE || most < BALANCE_MOST) continue;
+        if (rows[i].kind == MOE_64_FREE || most < BALANCE_MOST) continue;
         char name[32];
         say(report, "%s %s (%.2f)", any ? "," : "; missed by", row_name(name, sizeof name, rows[i].kind), most);
         any = true;
@@ -99,7 +104,7 @@ bool report_table6_verdict(report_t *report, const table6_t *table, bool quick)
     const double most = worst_with_losses(table, MAX_OVER_MEAN_LOAD);
     bool good = most < BALANCE_MOST;
     for (int i = CV_IMPORTANCE; i < NUM_FIGURES; i++) {
-        factor[i] = table->figure[MOE_256_FREE][i].least / worst_with_losses(table, i);
+        factor[i] = table->figure[MOE_64_FREE][i].least / worst_with_losses(table, i);
         good = good && factor[i] >= BALANCE_FACTOR;
         note(report, "verdict", words[i], "factor", factor[i]);
     }
