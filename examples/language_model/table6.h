@@ -1,18 +1,11 @@
 /* Table 6 of the paper: what the two balancing losses do to a mixture. --table6 trains its six rows with MoE-64,
  * the demo two of them with MoE-256. */
-* /
 #ifndef TABLE6_H
 #define TABLE6_H
 
 #include "report.h"
 
-    typedef enum figure {
-        PERPLEXITY,
-        CV_IMPORTANCE,
-        CV_LOAD,
-        MAX_OVER_MEAN_LOAD,
-        NUM_FIGURES
-    } figure_t;
+typedef enum figure { PERPLEXITY, CV_IMPORTANCE, CV_LOAD, MAX_OVER_MEAN_LOAD, NUM_FIGURES } figure_t;
 
 /* Kinds of which nothing was added are no rows. */
 typedef struct table6 {
