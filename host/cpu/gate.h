@@ -1,7 +1,9 @@
 /* What the files of the gate share: levels, blocks of tokens and their logits, the scratch of a call.
  *
- *   gate.c            the stage, and flat gates     gate_backward.c   the same backward
- *   gate_groups.c     HIERARCHICAL, both ways       gate_balanced.c   BALANCED; backward it is flat */
+ *   gate.c            the stage                     gate_backward.c   the same backward
+ *   gate_flat.c       flat gates, both ways         gate_groups.c     HIERARCHICAL, both ways
+ *   gate_balanced.c   BALANCED; backward it is flat
+ *   gate_sums.c       sums over the batch           gate_scratch.c    where the scratch of a call stands */
 #ifndef CUMOE_CPU_GATE_H
 #define CUMOE_CPU_GATE_H
 

@@ -30,6 +30,8 @@ static inline uint32_t first_quad(const cumoe_cpu_level_t *level, int32_t group)
 
 #include "host/cpu/gate_gradient_real.h"
 
+#include "host/cpu/gate_loss_real.h"
+
 #include "host/cpu/gate_groups_real.h"
 #undef REAL
 #undef FN
@@ -40,6 +42,8 @@ static inline uint32_t first_quad(const cumoe_cpu_level_t *level, int32_t group)
 #include "host/cpu/gate_choose_real.h"
 
 #include "host/cpu/gate_gradient_real.h"
+
+#include "host/cpu/gate_loss_real.h"
 
 #include "host/cpu/gate_groups_real.h"
 #undef REAL
