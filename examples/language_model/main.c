@@ -25,6 +25,7 @@ typedef struct run {
     text_t text;
     schedule_t schedule;
     past_t *past; /* --resume */
+    double past_seconds;
     progress_t progress;
     report_t report;
     summary_t summary[NUM_KINDS];
@@ -81,6 +82,7 @@ static bool was_trained(run_t *run, kind_index_t index, uint64_t seed)
     balance_t balance;
     if (!past_find(run->past, &kinds[index], seed, &result, &balance)) return false;
     progress_advance(&run->progress, training_work(&kinds[index], &run->schedule));
+    run->past_seconds += result.seconds;
     report_training(&run->report, &kinds[index], seed, &result);
     add_result(&run->summary[index], &result);
     add_balance(run, index, seed, result.perplexity, &balance);
@@ -191,7 +193,7 @@ int main(int argc, char **argv)
     train_all(&run);
     bool (*const reports[])(run_t *) = {report_demo, report_all_rows, report_masks};
     const bool good = reports[run.options.experiment](&run);
-    report_close(&run.report, run.options.out, seconds_now() - run.progress.start);
+    report_close(&run.report, run.options.out, seconds_now() - run.progress.start + run.past_seconds);
 
     past_free(run.past);
     device_close(&run.device);

@@ -19,8 +19,8 @@ void table6_add(table6_t *table, kind_index_t kind, double perplexity, const bal
 /* The rows in the paper's order, with the paper's figures. */
 void report_table6(report_t *report, const table6_t *table);
 
-/* Whether every training without losses is worse in all measures of balance than any with them, by BALANCE_FACTOR,
- * and the latter end below BALANCE_MOST; in words as well. Of a table with all rows. */
+/* Whether the row without losses is worse in all measures of balance than any row with them, by BALANCE_FACTOR, and
+ * every training with them ends below BALANCE_MOST; in words as well. Of a table with all rows. */
 bool report_table6_verdict(report_t *report, const table6_t *table, bool quick);
 
 #endif
