@@ -394,6 +394,15 @@ struct Call {
         if (!(device_of(tensor) == device)) fail(std::string("cumoe: ") + name + " is on another device than x");
     }
 
+    // A tensor of this type on this device: behind its pointer the library could not see another.
+    void expect_kind(const Tensor &tensor, ScalarType wanted, const char *name) const
+    {
+        expect_device(tensor, name);
+        if (tensor.scalar_type() != wanted)
+            fail(std::string("cumoe: ") + name + " is " + torch::headeronly::toString(tensor.scalar_type()) +
+                 ", but must be " + torch::headeronly::toString(wanted));
+    }
+
     size_t saved_size() const
     {
         size_t base, per_token;
@@ -493,6 +502,13 @@ std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const T
     if (wanted.size() != 2 + NUM_ARRAYS)
         fail("cumoe: wanted must have " + std::to_string(2 + NUM_ARRAYS) + " values");
     expect_shape(dy, {call.tokens, call.sizes.hidden}, "dy");
+    call.expect_kind(dy, call.type, "dy");
+    call.expect_kind(saved, ScalarType::Byte, "saved");
+    if (!saved.is_contiguous()) fail("cumoe: saved is not as a forward call made it: it must be contiguous");
+    if (dlosses) {
+        expect_shape(*dlosses, {CUMOE_NUM_LOSSES}, "dlosses");
+        call.expect_kind(*dlosses, call.gate, "dlosses");
+    }
     const Rows dy_rows = rows_of(dy);
     const Weights weights(arrays, call.type, call.glu);
     const Tensor workspace = call.scratch(call.workspace_size(true));
@@ -518,6 +534,8 @@ std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const T
         gradients[i] = is_matrix(i) ? torch::stable::empty_like(*arrays[i])
                                     : make(size_of(*arrays[i]), is_gate(i) ? call.gate : call.type, call.device);
     }
+    if (wanted[1 + NUM_ARRAYS] && !index_weight)
+        fail("cumoe: this gate has no weights from outside to have gradients");
     if (wanted[1 + NUM_ARRAYS]) dindex_weight = make({call.tokens, call.config.top_k}, call.gate, call.device);
     if (dx) args.dx = address(*dx);
     if (dindex_weight) args.dindex_weight = address(*dindex_weight);

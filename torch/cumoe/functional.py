@@ -81,11 +81,11 @@ def _cached_weights(weights, dtype, device):
         return torch.tensor(weights, dtype=dtype, device=device)
 
 
-def _loss_weights(weights, dtype, device):
-    """On the device once and for all; a compiler takes it as a constant."""
-    if torch.compiler.is_compiling():
-        return torch.tensor(weights, dtype=dtype, device=device)
-    return _cached_weights(weights, dtype, device)
+def _loss_weights(weights, losses):
+    """On the device once and for all; not what belongs to a compiler, or to tensors without values."""
+    if torch.compiler.is_compiling() or type(losses) is not torch.Tensor:
+        return torch.tensor(weights, dtype=losses.dtype, device=losses.device)
+    return _cached_weights(weights, losses.dtype, losses.device)
 
 
 def moe(x, config, *, w_down, w_up=None, w_glu=None, b_up=None, b_glu=None, b_down=None, w_gate=None, w_noise=None,
@@ -115,5 +115,5 @@ def moe(x, config, *, w_down, w_up=None, w_glu=None, b_up=None, b_glu=None, b_do
     else:
         y, losses, _, *rest = torch.ops.cumoe.moe(*arguments, False)
     weights = tuple(loss_weights) + (0.0,) * (ops.NUM_LOSSES - len(loss_weights))
-    loss = torch.dot(losses, _loss_weights(weights, losses.dtype, losses.device))
+    loss = torch.dot(losses, _loss_weights(weights, losses))
     return MoEOutput(y if x.dim() == 2 else y.view(x.shape), loss, losses, *rest)

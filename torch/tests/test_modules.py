@@ -229,6 +229,20 @@ def test_compile_with_inductor_and_unknown_numbers_of_tokens():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+def test_fake_tensors_leave_nothing_behind():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    weights = dict(importance=0.123, load=0.456)  # of which nothing is cached yet
+    with FakeTensorMode():
+        assert cumoe.MoE(H, 12, 8, 2, loss_weights=weights)(torch.randn(T, H)).loss.shape == ()
+    out = cumoe.MoE(H, 12, 8, 2, loss_weights=weights)(torch.randn(T, H))
+    assert type(out.loss) is torch.Tensor and out.loss.isfinite()
+    with torch.inference_mode():
+        cumoe.MoE(H, 12, 8, 2, loss_weights=dict(importance=0.789))(torch.randn(T, H))
+    out = cumoe.MoE(H, 12, 8, 2, loss_weights=dict(importance=0.789))(torch.randn(T, H))
+    out.loss.backward()
+
+
 def test_export():
     """The operators go into an exported program, with any number of tokens."""
     moe = make_moe("softmax_topk", torch.float32).eval()

@@ -303,6 +303,38 @@ def test_refused(what):
         torch.ops.cumoe.experts(*values, False)
 
 
+BACKWARD_REFUSED = {
+    "dy's type": (lambda a: a.update(dy=a["dy"].float()), "dy is Float, but must be Double"),
+    "dy's shape": (lambda a: a.update(dy=a["dy"][1:]), "dy has shape"),
+    "dlosses' size": (lambda a: a.update(dlosses=a["dlosses"][:3]), "dlosses has shape"),
+    "dlosses' type": (lambda a: a.update(dlosses=a["dlosses"].float()), "dlosses is Float"),
+    "saved cut off": (lambda a: a.update(saved=a["saved"][:64].clone()), "saved_size"),
+    "saved not kept": (lambda a: a.update(saved=a["saved"][:0]), "saved"),
+    "saved's type": (lambda a: a.update(saved=a["saved"].float()), "saved is Float"),
+    "saved strided": (lambda a: a.update(saved=a["saved"].repeat_interleave(2)[::2]), "contiguous"),
+    "flags": (lambda a: a.update(wanted=[True]), "wanted must have 14 values"),
+    "no weight from outside": (lambda a: a.update(wanted=[True] * 14), "no weights from outside"),
+    "configuration": (lambda a: a.update(numbers=a["numbers"][:5]), "another version"),
+    "mask": (lambda a: a.update(mask=torch.ones(T + 1, dtype=torch.bool)), "token_mask has shape"),
+    "mask's type": (lambda a: a.update(mask=torch.ones(T)), "token_mask must be bool"),
+}
+
+
+@pytest.mark.parametrize("what", BACKWARD_REFUSED)
+def test_backward_refuses_nonsense(what):
+    """Called by hand, as nobody should: a sentence, and nothing is read where there is nothing."""
+    moe = make_moe("noisy_topk")
+    x, *arrays, mask, call, numbers, reals, training = moe_arguments(moe, torch.randn(T, H, dtype=torch.float64), True)
+    y, losses, saved, *_ = torch.ops.cumoe.moe(x, *arrays, mask, call, numbers, reals, training, True)
+    a = dict(dy=torch.ones_like(y), dlosses=torch.ones_like(losses), saved=saved, mask=mask, numbers=numbers,
+             wanted=[True] * 13 + [False])
+    change, sentence = BACKWARD_REFUSED[what]
+    change(a)
+    with pytest.raises(RuntimeError, match=sentence):
+        torch.ops.cumoe.moe_backward(a["dy"], a["dlosses"], a["saved"], x, *arrays, a["mask"], a["numbers"], reals,
+                                     training, a["wanted"])
+
+
 @pytest.mark.parametrize("wrong, sentence", [
     (dict(activation="tanh"), "activation = 'tanh', but must be one of relu, swiglu"),
     (dict(glu="middle"), "glu = 'middle'"),
