@@ -107,5 +107,5 @@ class StableWheel(bdist_wheel):
 
 setup(version=".".join(map(str, library_version())),
       ext_modules=[Extension("cumoe._ops", ["ops.cc"], py_limited_api=True)],
-      setup_requires=[] if find_torch() else [f"torch>={OLDEST_TORCH}"],
+      setup_requires=[] if find_torch() else [f"torch=={OLDEST_TORCH}"],
       cmdclass={"build_ext": BuildOperators, "bdist_wheel": StableWheel})
