@@ -334,8 +334,11 @@ struct Weights {
         return kept.back();
     }
 
-    const Tensor &matrix(int array, const Tensor &tensor)
+    // Parameters that are mapped from a file may stand at any address: they are copied, in their own layout.
+    const Tensor &matrix(int array, const Tensor &given)
     {
+        kept.push_back(is_aligned(given) ? given : torch::stable::clone(given));
+        const Tensor &tensor = kept.back();
         int64_t expert = 0, row = 0, column = 0;
         set_strides(tensor, array_names[array], &expert, &row, &column);
         if (array == W_DOWN) {

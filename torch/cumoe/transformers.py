@@ -1,7 +1,7 @@
 """cumoe's experts in Hugging Face models.
 
-transformers hands the experts module itself to a registered function. Which layout, biases and gating function it has
-is read from it, and what cumoe has no kernel for is refused, never computed in another way.
+transformers hands the experts module itself to a registered function. Which layout, biases and gating function it
+has is read from it, and what cumoe has no kernel for is refused, never computed in another way.
 """
 
 import math
@@ -40,8 +40,8 @@ def _needs(found):
 
 
 def experts_forward(module, hidden_states, top_k_index, top_k_weights):
-    """hidden_states [T, H], top_k_index and top_k_weights [T, K] -> [T, H]. An index that is no expert of this module,
-    as expert parallelism has them, contributes nothing."""
+    """hidden_states [T, H], top_k_index and top_k_weights [T, K] -> [T, H]. An index that is no expert of this
+    module, as expert parallelism has them, contributes nothing."""
     gated, biased = getattr(module, "has_gate", True), getattr(module, "has_bias", False)
     up = "gate_up_proj" if gated else "up_proj"
     w_up, w_down = _array(module, up), _array(module, "down_proj")
@@ -65,8 +65,8 @@ def experts_forward(module, hidden_states, top_k_index, top_k_weights):
 
 
 def _refuse(experts_class, why):
-    raise NotImplementedError(f'cumoe: {experts_class.__name__} has {why}: use experts_implementation="grouped_mm" or '
-                              '"eager"')
+    raise NotImplementedError(f"cumoe: {experts_class.__name__} has {why}: "
+                              'use experts_implementation="grouped_mm" or "eager"')
 
 
 def _array(module, name):
@@ -80,8 +80,8 @@ def _array(module, name):
     return array
 
 
-# Which formula a gating function is, is asked of the function itself, once for each module: it is called with float64
-# numbers of every size, and values and gradients must be those of a kernel of cumoe.
+# Which formula a gating function is, is asked of the function itself, once for each module: it is called with
+# float64 numbers of every size, and values and gradients must be those of a kernel of cumoe.
 
 _known = weakref.WeakKeyDictionary()  # beside the modules: nothing is copied or pickled with them
 _SCALARS = (bool, int, float, str, type(None))
@@ -112,8 +112,8 @@ def _give_method(experts_class):
 
 
 def _traced_formula(module, w_up):
-    """Dynamo cannot trace the question and takes the answer as a constant, which it does for methods of a module. The
-    gating function is traced for its guards alone, so that another module, or another limit, is asked again."""
+    """Dynamo cannot trace the question and takes the answer as a constant, which it does for methods of a module.
+    The gating function is traced for its guards alone, so that another module, or another limit, is asked again."""
     _give_method(type(module))
     function = module._apply_gate if getattr(module, "has_gate", True) else module.act_fn
     function(w_up.new_zeros(1, w_up.size(1)))
@@ -122,7 +122,8 @@ def _traced_formula(module, w_up):
 
 def _identify(module):
     arrays = (name for part in (module.named_parameters(), module.named_buffers()) for name, _ in part)
-    others = [name for name in arrays if name not in ARRAYS and not name.startswith(("act_fn.", "parametrizations."))]
+    elsewhere = "act_fn.", "parametrizations."
+    others = [name for name in arrays if name not in ARRAYS and not name.startswith(elsewhere)]
     if others:
         return f"{', '.join(others)}, which cumoe does not know"
     act = getattr(module, "act_fn", None)
@@ -148,7 +149,7 @@ def _identify(module):
 
 
 def _numbers(columns):
-    """[rows, columns] in which, wherever its halves stand, a gate sees all pairs, most of them in several channels."""
+    """[rows, columns] where a gate, however its halves stand, sees all pairs, most of them in several channels."""
     sizes = [10.0**i for i in range(-3, 16, 3)] + [0.2, 0.6, 1.4, 2.3, 4.5, 6.8, 7.3, 12.0, 30.0, 200.0]
     values = torch.tensor([0.0] + sizes + [-0.97 * size for size in sizes], dtype=torch.float64, device="cpu")
     rows = max(3, 10 * len(values) ** 2 // columns)

@@ -145,6 +145,25 @@ def test_gradients_have_the_layout_and_type_of_parameters(dtype):
         assert leaf.grad.dtype == dtype and leaf.grad.stride() == leaf.stride(), name
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_unaligned_matrices(transposed):
+    """Copied, and their gradients are the parameters' all the same."""
+    x, index, weight = routing(torch.float32)
+    arrays = expert_arrays(torch.float32, transposed=transposed)
+    kind, results = dict(activation="swiglu"), []
+    for offset in 0, 1, 2:
+        moved = {}
+        for name, array in arrays.items():
+            base = array.transpose(1, 2) if transposed and array.dim() == 3 else array
+            at = torch.empty(base.numel() + offset)[offset:].view(base.shape).copy_(base).detach()
+            moved[name] = (at.transpose(1, 2) if transposed and array.dim() == 3 else at).requires_grad_()
+        y = F.experts(x, index, weight, **moved, **kind)
+        results.append((y, *torch.autograd.grad(y.sum(), list(moved.values()))))
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert_same_bits(a, b)
+
+
 @every_gate
 def test_unwanted_gradients_change_nothing(gate):
     """The same bits whether one gradient is asked for, or all."""

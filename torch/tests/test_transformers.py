@@ -1,4 +1,4 @@
-"""Hugging Face models on cumoe's experts, beside their own eager ones. Tiny random configurations; nothing is fetched."""
+"""Hugging Face models on cumoe's experts, beside their own eager ones. Tiny and random; nothing is fetched."""
 
 import ast
 import copy
@@ -103,8 +103,10 @@ def test_generate(name):
     assert ours.shape == (2, 17) and torch.equal(ours, generate("eager"))
 
 
-def test_from_pretrained(tmp_path):
-    make_model("Mixtral").save_pretrained(tmp_path)
+@every_model
+def test_from_pretrained(name, tmp_path):
+    """Parameters that are mapped from a file stand at any address."""
+    make_model(name).save_pretrained(tmp_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="cumoe")
     assert model.config._experts_implementation == "cumoe"
     ids = torch.randint(61, (2, 5))
@@ -564,7 +566,7 @@ def test_quantized_classes_know_the_name():
 @pytest.mark.parametrize("version", ["4.57.1", "5.6.2", "5.6.0.dev0"])
 def test_old_transformers(version, monkeypatch):
     monkeypatch.setattr("transformers.__version__", version)
-    with pytest.raises(ImportError, match=f"cumoe needs transformers 5.7 or later, but this is {version}: pip install"):
+    with pytest.raises(ImportError, match=f"cumoe needs transformers 5.7 or later, but this is {version}: pip"):
         cumoe.register_transformers()
 
 
