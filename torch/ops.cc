@@ -76,11 +76,12 @@ cumoe_stream_t current_stream(const Device &device)
     return static_cast<cumoe_stream_t>(stream);
 }
 
-// One handle per device, one layer per configuration and device, for as long as the process lives.
+// One handle per device, one layer per configuration and device, for as long as the process lives: the maps are
+// never destroyed, as threads may outlive static objects.
 const cumoe_handle_t *find_handle(const Device &device)
 {
     static std::mutex mutex;
-    static std::map<int32_t, cumoe_handle_t *> handles; // by CUDA ordinal; -1 = the CPU
+    static auto &handles = *new std::map<int32_t, cumoe_handle_t *>; // by CUDA ordinal; -1 = the CPU
     const int32_t key = device.is_cuda() ? device.index : -1;
     std::lock_guard<std::mutex> lock(mutex);
     cumoe_handle_t *&handle = handles[key];
@@ -101,7 +102,7 @@ const cumoe_layer_t *find_layer(const Device &device, const cumoe_config_t &conf
     };
     static_assert(sizeof(Key) == sizeof config + sizeof device, "keys are compared as bytes");
     static std::mutex mutex;
-    static std::map<Key, cumoe_layer_t *> layers;
+    static auto &layers = *new std::map<Key, cumoe_layer_t *>;
     static thread_local std::pair<Key, const cumoe_layer_t *> last; // as a rule it is the one before
     const Key key = {config, device};
     if (last.second && std::memcmp(&last.first, &key, sizeof key) == 0) return last.second;
@@ -323,27 +324,32 @@ struct Weights {
         void **const pointers[NUM_ARRAYS] = {&c.w_gate,     &c.w_noise,   &c.w_gate_primary, &c.w_noise_primary,
                                              &c.thresholds, &c.gate_bias, &c.w_up,           &c.w_glu,
                                              &c.w_down,     &c.b_up,      &c.b_glu,          &c.b_down};
+        for (int i : {W_UP, W_GLU}) copy_up = copy_up || (arrays[i] && !is_aligned(*arrays[i]));
         for (int i = 0; i < NUM_ARRAYS; i++)
             if (arrays[i]) *pointers[i] = address(is_matrix(i) ? matrix(i, *arrays[i]) : plain(*arrays[i]));
     }
 
   private:
+    bool copy_up = false;
+
     const Tensor &plain(const Tensor &tensor)
     {
         kept.push_back(dense(tensor));
         return kept.back();
     }
 
-    // Parameters that are mapped from a file may stand at any address: they are copied, in their own layout.
+    // Parameters that are mapped from a file may stand at any address: they are copied. w_up and w_glu, which have
+    // strides in common, only together: the copy of a view that has gaps has none.
     const Tensor &matrix(int array, const Tensor &given)
     {
-        kept.push_back(is_aligned(given) ? given : torch::stable::clone(given));
+        const bool copied = array == W_DOWN ? !is_aligned(given) : copy_up;
+        kept.push_back(copied ? torch::stable::clone(given) : given);
         const Tensor &tensor = kept.back();
         int64_t expert = 0, row = 0, column = 0;
         set_strides(tensor, array_names[array], &expert, &row, &column);
         if (array == W_DOWN) {
             c.down_expert_stride = expert, c.down_row_stride = row, c.down_col_stride = column;
-        } else if (array == W_GLU &&
+        } else if (array == W_GLU && c.w_up &&
                    (expert != c.up_expert_stride || row != c.up_row_stride || column != c.up_col_stride)) {
             fail("cumoe: w_glu has other strides than w_up");
         } else {
@@ -379,6 +385,9 @@ struct Call {
         tokens = x_given.size(0);
         sizes = {x_given.size(1), down.size(2), down.size(0), arrays[B_DOWN].has_value()};
         config = make_config(numbers, reals, sizes, type);
+        if (config.activation == CUMOE_ACTIVATION_IDENTITY && sizes.intermediate != sizes.hidden)
+            fail("cumoe: w_down has shape " + shape_text(size_of(down)) +
+                 ", but with identity must be [experts, hidden, hidden]");
         if (!device.is_cuda()) config.max_threads = static_cast<int32_t>(torch::stable::get_num_threads());
         glu = numbers[GLU];
         check_arrays(arrays);
@@ -499,7 +508,7 @@ cumoe_forward_args_t forward_args(const Call &call, const Weights &weights, cons
 
 // Backward of both operators. `wanted`: x, the arrays, index_weight; the tensors that come back are those.
 std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const Tensor &dy, const Maybe &dlosses,
-                                 const Maybe &token_mask, const Tensor &saved, bool training,
+                                 const Maybe &token_mask, const Tensor &saved, bool training, bool partial,
                                  const std::vector<bool> &wanted, const Maybe &index_weight)
 {
     if (wanted.size() != 2 + NUM_ARRAYS)
@@ -508,6 +517,9 @@ std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const T
     call.expect_kind(dy, call.type, "dy");
     call.expect_kind(saved, ScalarType::Byte, "saved");
     if (!saved.is_contiguous()) fail("cumoe: saved is not as a forward call made it: it must be contiguous");
+    if (saved.numel() != static_cast<int64_t>(call.saved_size())) // what it holds is believed
+        fail("cumoe: saved has " + std::to_string(saved.numel()) +
+             " bytes, but a forward call of this size makes " + std::to_string(call.saved_size()));
     if (dlosses) {
         expect_shape(*dlosses, {CUMOE_NUM_LOSSES}, "dlosses");
         call.expect_kind(*dlosses, call.gate, "dlosses");
@@ -531,6 +543,7 @@ std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const T
     Maybe dx, dindex_weight;
     Arrays gradients;
     if (wanted[0]) dx = make({call.tokens, call.sizes.hidden}, call.type, call.device);
+    if (dx && partial) torch::stable::zero_(*dx); // rows that are not live
     for (int i = 0; i < NUM_ARRAYS; i++) {
         if (!wanted[1 + i] || !arrays[i]) continue;
         // Expert matrices: the layout of the parameter, so that nothing is transposed on the way to it.
@@ -601,7 +614,8 @@ MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, I
     const int64_t K = call.config.gate == CUMOE_GATE_SOFTMAX ? E : call.config.top_k;
     const Ints choices = balanced ? Ints{slots} : Ints{T, K};
 
-    const Tensor y = make({T, call.sizes.hidden}, call.type, call.device);
+    Tensor y = make({T, call.sizes.hidden}, call.type, call.device);
+    if (call_given && call_given->numel() == 4) torch::stable::zero_(y); // rows that are not live
     const Tensor losses = make({CUMOE_NUM_LOSSES}, call.gate, call.device);
     const Tensor saved = call.scratch(keep ? call.saved_size() : 0);
     const Tensor chosen_expert = make(choices, ScalarType::Int, call.device);
@@ -635,12 +649,12 @@ MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, I
 }
 
 std::vector<Tensor> moe_backward(Tensor dy, Maybe dlosses, Tensor saved, Tensor x, ARRAY_PARAMETERS,
-                                 Maybe token_mask, Ints numbers, Reals reals, bool training,
+                                 Maybe token_mask, Ints numbers, Reals reals, bool training, bool partial,
                                  std::vector<bool> wanted)
 {
     Arrays arrays = ALL_ARRAYS;
     const Call call(x, arrays, numbers, reals);
-    return run_backward(call, arrays, dy, dlosses, mask_of(call, token_mask), saved, training, wanted,
+    return run_backward(call, arrays, dy, dlosses, mask_of(call, token_mask), saved, training, partial, wanted,
                         std::nullopt);
 }
 
@@ -668,7 +682,7 @@ std::vector<Tensor> experts_backward(Tensor dy, Tensor saved, Tensor x, Tensor w
 {
     Arrays arrays = EXPERT_ARRAYS;
     const Call call(x, arrays, numbers, reals);
-    return run_backward(call, arrays, dy, std::nullopt, std::nullopt, saved, false, wanted, weight);
+    return run_backward(call, arrays, dy, std::nullopt, std::nullopt, saved, false, false, wanted, weight);
 }
 
 // The layer of a configuration alone, without weights. `sizes`: hidden, intermediate, experts, bias.
@@ -736,7 +750,8 @@ STABLE_TORCH_LIBRARY(cumoe, m)
           "bool training, bool keep) -> (Tensor y, Tensor losses, Tensor saved, Tensor chosen_expert, "
           "Tensor chosen_weight, Tensor chosen_offset, Tensor expert_count, Tensor sums, Tensor statistics)");
     m.def("moe_backward(Tensor dy, Tensor? dlosses, Tensor saved, Tensor x, " ARRAY_SCHEMA
-          "Tensor? token_mask, int[] numbers, float[] reals, bool training, bool[] wanted) -> Tensor[]");
+          "Tensor? token_mask, int[] numbers, float[] reals, bool training, bool partial, bool[] wanted) -> "
+          "Tensor[]");
     m.def("experts(Tensor x, Tensor index, Tensor weight, " EXPERT_SCHEMA
           "int[] numbers, float[] reals, bool keep) -> (Tensor y, Tensor saved)");
     m.def("experts_backward(Tensor dy, Tensor saved, Tensor x, Tensor weight, " EXPERT_SCHEMA

@@ -1,8 +1,6 @@
 """What a layer computes: the fields of the C interface's cumoe_config_t, with names for its kinds."""
 
 import dataclasses
-import functools
-
 import torch
 
 GATES = ("noisy_topk", "softmax", "external", "hierarchical", "balanced", "softmax_topk", "sigmoid_topk")
@@ -26,6 +24,10 @@ def _index(names, name, what):
         return names.index(name)
     except ValueError:
         raise ValueError(f"cumoe: {what} = {name!r}, but must be one of {', '.join(names)}") from None
+
+
+def _make(fields):
+    return Config(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +54,20 @@ class Config:
     compute: str = "exact"
     max_sms: int = 0
 
-    @functools.cached_property
-    def numbers(self):
+    def __post_init__(self):
+        object.__setattr__(self, "numbers", self._numbers())
+        object.__setattr__(self, "reals", (self.swiglu_limit, self.swiglu_alpha, self.noise_epsilon))
+
+    def __reduce__(self):
+        """Fields alone travel: the order of numbers is that of a version."""
+        return _make, ({field.name: getattr(self, field.name) for field in dataclasses.fields(self)},)
+
+    def _numbers(self):
         """As the operators take them; ops.cc has the same order."""
-        return [_index(GATES, self.gate, "gate"), _index(ACTIVATIONS, self.activation, "activation"),
+        return (_index(GATES, self.gate, "gate"), _index(ACTIVATIONS, self.activation, "activation"),
                 _index(PLACEMENTS, self.glu, "glu"), self.top_k, self.num_groups, self.top_k_groups,
                 int(self.renormalize), self.noise_stream, self.max_rows, int(self.recompute),
-                _index(COMPUTES, self.compute, "compute"), self.max_sms]
-
-    @functools.cached_property
-    def reals(self):
-        return [self.swiglu_limit, self.swiglu_alpha, self.noise_epsilon]
+                _index(COMPUTES, self.compute, "compute"), self.max_sms)
 
     def check(self, dtype=torch.float32):
         """Raise ValueError with the library's sentence if no CPU layer can have this configuration."""

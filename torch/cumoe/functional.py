@@ -75,7 +75,7 @@ def apply_experts(x, index, weight, arrays, numbers, reals):
     return y if len(shape) == 2 else y.view(shape)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=None)  # a captured graph holds addresses alone: nothing may be thrown out
 def _cached_weights(weights, dtype, device):
     with torch.inference_mode(False):
         return torch.tensor(weights, dtype=dtype, device=device)
@@ -114,6 +114,6 @@ def moe(x, config, *, w_down, w_up=None, w_glu=None, b_up=None, b_glu=None, b_do
         y, losses, _, *rest = ops.Moe.apply(*arguments)
     else:
         y, losses, _, *rest = torch.ops.cumoe.moe(*arguments, False)
-    weights = tuple(loss_weights) + (0.0,) * (ops.NUM_LOSSES - len(loss_weights))
+    weights = tuple(float(weight) for weight in loss_weights) + (0.0,) * (ops.NUM_LOSSES - len(loss_weights))
     loss = torch.dot(losses, _loss_weights(weights, losses))
     return MoEOutput(y if x.dim() == 2 else y.view(x.shape), loss, losses, *rest)

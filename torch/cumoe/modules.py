@@ -25,9 +25,10 @@ class _ExpertArrays(nn.Module):
         if config.glu != "separate" and config.activation not in GLU:
             raise ValueError(f"cumoe: glu = {config.glu!r}, but {config.activation!r} is no gated linear unit: must "
                              "be 'separate'")
+        identity = config.activation == "identity"
+        I = H if identity else I  # as the library does
         up = _glu_rows(config) * I
         separate = config.activation in GLU and config.glu == "separate"
-        identity = config.activation == "identity"
 
         def parameter(name, there, *size):
             value = nn.Parameter(torch.empty(*size, device=device, dtype=dtype)) if there else None

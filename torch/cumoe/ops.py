@@ -122,7 +122,8 @@ class Moe(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, output[2], token_mask, *arrays)
-        ctx.rest = numbers, reals, training
+        # With four numbers some rows may not be live: their gradient, which nobody writes, is 0.
+        ctx.rest = numbers, reals, training, call is not None and call.numel() == 4
         return output
 
     @staticmethod
@@ -131,11 +132,10 @@ class Moe(torch.autograd.Function):
         if dy is None and dlosses is None:
             return (None,) * (1 + NUM_ARRAYS) + nothing
         x, saved, token_mask, *arrays = ctx.saved_tensors
-        numbers, reals, training = ctx.rest
         needs = ctx.needs_input_grad
         wanted = [needs[0]] + [needs[1 + i] and i != GATE_BIAS for i in range(NUM_ARRAYS)]
         gradients = torch.ops.cumoe.moe_backward(torch.zeros_like(x) if dy is None else dy, dlosses, saved, x, *arrays,
-                                                 token_mask, numbers, reals, training, wanted + [False])
+                                                 token_mask, *ctx.rest, wanted + [False])
         spread = _spread(wanted, _first_only(gradients, dy, dlosses, x, *arrays))
         for i in range(NUM_GATES):  # gate gradients come in the gate type, whatever the parameter is
             if spread[1 + i] is not None and arrays[i].dtype != spread[1 + i].dtype:

@@ -15,7 +15,8 @@ def step(moe, x, call):
     x = x.detach().requires_grad_()
     out = moe(x, call=call)
     (out.y.float().square().sum() + out.loss).backward()
-    return out, [out.y.detach(), out.losses.detach(), x.grad, *gradients(moe).values()]
+    values = [out.y, out.losses, x.grad, *gradients(moe).values()]
+    return out, [value.detach().clone() for value in values]  # .cuda() moves gradients where they stand
 
 
 @every_gate

@@ -229,6 +229,16 @@ def test_compile_with_inductor_and_unknown_numbers_of_tokens():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+def test_config_travels_by_its_fields():
+    config = cumoe.Config(H, 12, 8, 2, activation="swiglu")
+    assert pickle.loads(pickle.dumps(config)) == config and b"numbers" not in pickle.dumps(config)
+    compiled = torch.compile(lambda x, w: cumoe.functional.moe(x, config, **w).y, fullgraph=True, backend="aot_eager")
+    torch._dynamo.reset()
+    moe = cumoe.MoE(H, 12, 8, 2, activation="swiglu")
+    x, arrays = torch.randn(T, H), dict(moe.named_parameters())
+    assert_same_bits(compiled(x, arrays), cumoe.functional.moe(x, config, **arrays).y)
+
+
 def test_fake_tensors_leave_nothing_behind():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

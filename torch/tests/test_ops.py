@@ -38,7 +38,7 @@ def test_opcheck_moe(gate, training):
     x, arrays, (mask, call, *rest) = arguments[0], arguments[1:1 + len(ARRAYS)], arguments[1 + len(ARRAYS):]
     wanted = [True] + [array is not None and name != "gate_bias" for name, array in zip(ARRAYS, arrays)] + [False]
     torch.library.opcheck(torch.ops.cumoe.moe_backward,
-                          (torch.ones_like(y), torch.ones_like(losses), saved, x, *arrays, mask, *rest, wanted),
+                          (torch.ones_like(y), torch.ones_like(losses), saved, x, *arrays, mask, *rest, False, wanted),
                           test_utils=CHECKS)
 
 
@@ -261,6 +261,48 @@ def test_a_call_of_four_numbers():
     assert torch.equal(whole.chosen_expert, moe(x, call=torch.tensor([11, 5])).chosen_expert)
 
 
+def test_rows_that_are_not_live_are_zero():
+    """Nobody writes them, and what autograd gets must not be memory of somebody else."""
+    moe = make_moe("noisy_topk").train()
+    x = torch.randn(2 * T, H, dtype=torch.float64, requires_grad=True)
+    out = moe(x, call=torch.tensor([11, 5, 0, T]))
+    (out.y.sum() + out.loss).backward()
+    assert not out.y[T:].any() and not x.grad[T:].any() and x.grad[:T].any()
+
+
+@pytest.mark.parametrize("name", ["w_up", "w_glu", "w_down", "b_up", "b_glu", "b_down"])
+def test_one_parameter_alone(name):
+    """Whatever else is frozen, its gradient is the same."""
+    x, index, weight = routing()
+    experts = cumoe.Experts(H, I, E, activation="swiglu", bias=True, dtype=torch.float64)
+    experts(x, index, weight).square().sum().backward()
+    expected = getattr(experts, name).grad
+    experts.zero_grad()
+    experts.requires_grad_(False)
+    getattr(experts, name).requires_grad_()
+    experts(x, index, weight).square().sum().backward()
+    assert_same_bits(getattr(experts, name).grad, expected)
+
+
+def test_unaligned_halves_of_one_buffer():
+    """One half stands at 16 bytes, the other does not."""
+    x, index, weight = routing(torch.float32)
+    w_down = torch.randn(E, H, 3)
+    both = torch.randn(E, 6 + 3, H)
+    halves = dict(w_up=both[:, :3], w_glu=both[:, 3:6])
+    apart = {name: half.clone() for name, half in halves.items()}
+    y = F.experts(x, index, weight, w_down=w_down, activation="swiglu", **halves)
+    assert_same_bits(y, F.experts(x, index, weight, w_down=w_down, activation="swiglu", **apart))
+
+
+def test_identity_has_square_matrices():
+    x, index, weight = routing(torch.float32)
+    assert cumoe.Experts(H, 2 * H, E, activation="identity").w_down.shape == (E, H, H)
+    for inner in H - 2, H + 2:
+        with pytest.raises(RuntimeError, match="with identity must be"):
+            F.experts(x, index, weight, None, torch.randn(E, H, inner), activation="identity")
+
+
 def test_autocast():
     moe = make_moe("softmax_topk", torch.float32)
     x = torch.randn(T, H, requires_grad=True)
@@ -327,8 +369,9 @@ BACKWARD_REFUSED = {
     "dy's shape": (lambda a: a.update(dy=a["dy"][1:]), "dy has shape"),
     "dlosses' size": (lambda a: a.update(dlosses=a["dlosses"][:3]), "dlosses has shape"),
     "dlosses' type": (lambda a: a.update(dlosses=a["dlosses"].float()), "dlosses is Float"),
-    "saved cut off": (lambda a: a.update(saved=a["saved"][:64].clone()), "saved_size"),
+    "saved cut off": (lambda a: a.update(saved=a["saved"][:64].clone()), "saved has 64 bytes"),
     "saved not kept": (lambda a: a.update(saved=a["saved"][:0]), "saved"),
+    "saved of another call": (lambda a: a.update(saved=torch.cat([a["saved"]] * 2)), "saved has"),
     "saved's type": (lambda a: a.update(saved=a["saved"].float()), "saved is Float"),
     "saved strided": (lambda a: a.update(saved=a["saved"].repeat_interleave(2)[::2]), "contiguous"),
     "flags": (lambda a: a.update(wanted=[True]), "wanted must have 14 values"),
@@ -351,7 +394,7 @@ def test_backward_refuses_nonsense(what):
     change(a)
     with pytest.raises(RuntimeError, match=sentence):
         torch.ops.cumoe.moe_backward(a["dy"], a["dlosses"], a["saved"], x, *arrays, a["mask"], a["numbers"], reals,
-                                     training, a["wanted"])
+                                     training, False, a["wanted"])
 
 
 @pytest.mark.parametrize("wrong, sentence", [
