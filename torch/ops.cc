@@ -35,8 +35,7 @@ void check(cumoe_status_t status)
     if (status != CUMOE_SUCCESS) fail(cumoe_last_error());
 }
 
-// Devices
-// -----------------------------------------------------------------------------------------------------------
+// ---- devices ----
 
 struct Device {
     int32_t type = 0, index = -1;
@@ -113,8 +112,7 @@ const cumoe_layer_t *find_layer(const Device &device, const cumoe_config_t &conf
     return layer;
 }
 
-// Types and tensors
-// -------------------------------------------------------------------------------------------------
+// ---- types and tensors ----
 
 cumoe_dtype_t dtype_of(ScalarType type, const char *name)
 {
@@ -217,8 +215,7 @@ Rows rows_of(const Tensor &tensor)
     return {dense(tensor), columns};
 }
 
-// A call
-// ------------------------------------------------------------------------------------------------------------
+// ---- a call ----
 
 // In the order of the operators' arguments.
 enum {
@@ -251,9 +248,22 @@ bool is_gate(int array)
     return array <= GATE_BIAS;
 }
 
-// ops.py: Config.numbers() and Config.reals()
-enum { GATE, ACTIVATION, GLU, TOP_K, NUM_GROUPS, TOP_K_GROUPS, RENORMALIZE, NOISE_STREAM, MAX_ROWS, RECOMPUTE };
-enum { COMPUTE = RECOMPUTE + 1, MAX_SMS, NUM_NUMBERS };
+// config.py: Config.numbers and Config.reals
+enum {
+    GATE,
+    ACTIVATION,
+    GLU,
+    TOP_K,
+    NUM_GROUPS,
+    TOP_K_GROUPS,
+    RENORMALIZE,
+    NOISE_STREAM,
+    MAX_ROWS,
+    RECOMPUTE,
+    COMPUTE,
+    MAX_SMS,
+    NUM_NUMBERS
+};
 enum { SWIGLU_LIMIT, SWIGLU_ALPHA, NOISE_EPSILON, NUM_REALS };
 
 struct Sizes {
@@ -581,8 +591,7 @@ Maybe mask_of(const Call &call, const Maybe &given)
     return torch::stable::contiguous(*given);
 }
 
-// The operators
-// -----------------------------------------------------------------------------------------------------
+// ---- the operators ----
 
 #define ARRAY_PARAMETERS                                                                                           \
     Maybe w_gate, Maybe w_noise, Maybe w_gate_primary, Maybe w_noise_primary, Maybe thresholds, Maybe gate_bias,   \

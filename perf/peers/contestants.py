@@ -147,7 +147,12 @@ class CumoeRun(TorchRun):
         shape, glu = p.shape, "first" if p.activation == "swiglu" else "separate"
         config = Config(shape.H, shape.I, shape.E, shape.K, "softmax_topk", p.activation, glu=glu)
         out = functional.moe(p.x, config, w_gate=p.w_gate, w_up=p.w_up, w_down=p.w_down, training=True)
-        self.routing, self.y = (out.chosen_expert.long(), out.chosen_weight), out.y
+        self.routing, self.y = (out.chosen_expert, out.chosen_weight), out.y
+
+    def results(self):
+        index, weight = self.routing
+        self.routing = index.long(), weight  # as the others have it; no part of the layer
+        return super().results()
 
 
 class JaxRun:

@@ -1,13 +1,15 @@
 """What a layer computes: the fields of the C interface's cumoe_config_t, with names for its kinds."""
 
 import dataclasses
+
 import torch
 
 GATES = ("noisy_topk", "softmax", "external", "hierarchical", "balanced", "softmax_topk", "sigmoid_topk")
 ACTIVATIONS = ("relu", "swiglu", "gelu", "gelu_tanh", "silu", "relu2", "geglu", "swiglu_clamped", "identity")
 PLACEMENTS = ("separate", "first", "last", "interleaved")
 COMPUTES = ("exact", "tf32")
-LOSSES = ("importance", "load", "switch", "z", "threshold")
+LOSS_WEIGHTS = {"importance": 0.1, "load": 0.1, "switch": 0.0, "z": 0.0, "threshold": 1.0}  # unless others are given
+LOSSES = tuple(LOSS_WEIGHTS)
 DTYPES = {torch.float64: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
 
 GLU = ("swiglu", "geglu", "swiglu_clamped")
@@ -19,11 +21,11 @@ def gate_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _index(names, name, what):
-    try:
-        return names.index(name)
-    except ValueError:
-        raise ValueError(f"cumoe: {what} = {name!r}, but must be one of {', '.join(names)}") from None
+def number_of(names, name, what):
+    """The number that the C interface has for a name."""
+    if name not in names:
+        raise ValueError(f"cumoe: {what} = {name!r}, but must be one of {', '.join(names)}")
+    return names.index(name)
 
 
 def _make(fields):
@@ -64,10 +66,10 @@ class Config:
 
     def _numbers(self):
         """As the operators take them; ops.cc has the same order."""
-        return (_index(GATES, self.gate, "gate"), _index(ACTIVATIONS, self.activation, "activation"),
-                _index(PLACEMENTS, self.glu, "glu"), self.top_k, self.num_groups, self.top_k_groups,
+        return (number_of(GATES, self.gate, "gate"), number_of(ACTIVATIONS, self.activation, "activation"),
+                number_of(PLACEMENTS, self.glu, "glu"), self.top_k, self.num_groups, self.top_k_groups,
                 int(self.renormalize), self.noise_stream, self.max_rows, int(self.recompute),
-                _index(COMPUTES, self.compute, "compute"), self.max_sms)
+                number_of(COMPUTES, self.compute, "compute"), self.max_sms)
 
     def check(self, dtype=torch.float32):
         """Raise ValueError with the library's sentence if no CPU layer can have this configuration."""

@@ -5,16 +5,10 @@ import functools
 import torch
 
 from . import ops
-from .config import ACTIVATIONS, COMPUTES, GATES, PLACEMENTS, gate_dtype
+from .config import ACTIVATIONS, COMPUTES, GATES, LOSS_WEIGHTS, PLACEMENTS, gate_dtype, number_of
 from .output import MoEOutput
 
 _EXTERNAL = GATES.index("external")
-
-
-def _kind(names, name, what):
-    if name not in names:
-        raise ValueError(f"cumoe: {what} = {name!r}, but must be one of {', '.join(names)}")
-    return names.index(name)
 
 
 def _cast(dtype, tensors):
@@ -53,8 +47,8 @@ def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None
 
     recompute: the backward pass computes the pre-activations again, which saves the memory to keep them.
     """
-    numbers = [_EXTERNAL, _kind(ACTIVATIONS, activation, "activation"), _kind(PLACEMENTS, glu, "glu"), 0, 0, 0, 0, 0, 0,
-               int(recompute), _kind(COMPUTES, compute, "compute"), max_sms]
+    numbers = [_EXTERNAL, number_of(ACTIVATIONS, activation, "activation"), number_of(PLACEMENTS, glu, "glu"), 0, 0, 0, 0,
+               0, 0, int(recompute), number_of(COMPUTES, compute, "compute"), max_sms]
     return apply_experts(x, index, weight, (w_up, w_glu, w_down, b_up, b_glu, b_down), numbers,
                          [swiglu_limit, swiglu_alpha, 0.0])
 
@@ -90,7 +84,7 @@ def _loss_weights(weights, losses):
 
 def moe(x, config, *, w_down, w_up=None, w_glu=None, b_up=None, b_glu=None, b_down=None, w_gate=None, w_noise=None,
         w_gate_primary=None, w_noise_primary=None, thresholds=None, gate_bias=None, token_mask=None, call=None,
-        training=False, loss_weights=(0.1, 0.1, 0.0, 0.0, 1.0)):
+        training=False, loss_weights=tuple(LOSS_WEIGHTS.values())):
     """The whole layer with any gate but "external": an MoEOutput.
 
     x             [..., H]

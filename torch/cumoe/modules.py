@@ -6,11 +6,7 @@ import torch
 from torch import nn
 
 from . import functional
-from .config import GLU, LOSSES, NOISY, Config
-
-
-def _glu_rows(config):
-    return 1 if config.glu == "separate" or config.activation not in GLU else 2
+from .config import GLU, LOSS_WEIGHTS, NOISY, Config
 
 
 class _ExpertArrays(nn.Module):
@@ -27,19 +23,20 @@ class _ExpertArrays(nn.Module):
                              "be 'separate'")
         identity = config.activation == "identity"
         I = H if identity else I  # as the library does
-        up = _glu_rows(config) * I
+        up = I if config.glu == "separate" else 2 * I
         separate = config.activation in GLU and config.glu == "separate"
+        kind = dict(device=device, dtype=dtype)
+        self._add("w_up", not identity, E, up, H, **kind)
+        self._add("w_glu", separate, E, I, H, **kind)
+        self._add("w_down", True, E, H, I, **kind)
+        self._add("b_up", config.bias and not identity, E, up, **kind)
+        self._add("b_glu", config.bias and separate, E, I, **kind)
+        self._add("b_down", config.bias, E, H, **kind)
 
-        def parameter(name, there, *size):
-            value = nn.Parameter(torch.empty(*size, device=device, dtype=dtype)) if there else None
-            self.register_parameter(name, value)
-
-        parameter("w_up", not identity, E, up, H)
-        parameter("w_glu", separate, E, I, H)
-        parameter("w_down", True, E, H, I)
-        parameter("b_up", config.bias and not identity, E, up)
-        parameter("b_glu", config.bias and separate, E, I)
-        parameter("b_down", config.bias, E, H)
+    def _add(self, name, there, *size, device, dtype):
+        """A parameter, or None where the layer does not have it."""
+        value = nn.Parameter(torch.empty(*size, device=device, dtype=dtype)) if there else None
+        self.register_parameter(name, value)
 
     def reset_parameters(self):
         """Matrices N(0, 1 / columns), biases 0."""
@@ -115,16 +112,12 @@ class MoE(_ExpertArrays):
         self.loss_weights = _loss_weights(loss_weights)
         numbers = torch.float64 if dtype == torch.float64 else torch.float32  # the library's gate type
         E, G, H = num_experts, num_groups, hidden_size
-
-        def parameter(name, there, *size, dtype=gate_dtype or numbers):
-            value = nn.Parameter(torch.empty(*size, device=device, dtype=dtype)) if there else None
-            self.register_parameter(name, value)
-
-        parameter("w_gate", True, E, H)
-        parameter("w_noise", gate in NOISY, E, H)
-        parameter("w_gate_primary", gate == "hierarchical", G, H)
-        parameter("w_noise_primary", gate == "hierarchical", G, H)
-        parameter("thresholds", gate == "balanced", E, dtype=numbers)
+        kind = dict(device=device, dtype=gate_dtype or numbers)
+        self._add("w_gate", True, E, H, **kind)
+        self._add("w_noise", gate in NOISY, E, H, **kind)
+        self._add("w_gate_primary", gate == "hierarchical", G, H, **kind)
+        self._add("w_noise_primary", gate == "hierarchical", G, H, **kind)
+        self._add("thresholds", gate == "balanced", E, device=device, dtype=numbers)
         selects = gate == "sigmoid_topk"
         self.register_buffer("gate_bias", torch.empty(E, device=device, dtype=numbers) if selects else None)
         self.reset_parameters()
@@ -174,16 +167,13 @@ class MoE(_ExpertArrays):
         torch.ops.cumoe.gate_bias_update(self.gate_bias, expert_count.to(torch.int32), rate)
 
     def extra_repr(self):
-        weights = {name: weight for name, weight in zip(LOSSES, self.loss_weights)}
-        changed = {name: weight for name, weight in weights.items() if weight != DEFAULT_LOSS_WEIGHTS[name]}
+        weights = zip(LOSS_WEIGHTS, self.loss_weights)
+        changed = {name: weight for name, weight in weights if weight != LOSS_WEIGHTS[name]}
         return super().extra_repr() + (f", loss_weights={changed}" if changed else "")
 
 
-DEFAULT_LOSS_WEIGHTS = {"importance": 0.1, "load": 0.1, "switch": 0.0, "z": 0.0, "threshold": 1.0}
-
-
 def _loss_weights(given):
-    weights = dict(DEFAULT_LOSS_WEIGHTS)
+    weights = dict(LOSS_WEIGHTS)
     for name, weight in (given or {}).items():
         if name not in weights:
             raise ValueError(f"cumoe: loss_weights has {name!r}, but knows {', '.join(weights)} alone")

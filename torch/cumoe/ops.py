@@ -2,7 +2,7 @@
 
 import torch
 
-from .config import DTYPES, GATES, PLACEMENTS, gate_dtype
+from .config import DTYPES, GATES, gate_dtype
 
 GATE, TOP_K, MAX_ROWS = 0, 3, 8  # places in Config.numbers
 BALANCED, SOFTMAX = GATES.index("balanced"), GATES.index("softmax")

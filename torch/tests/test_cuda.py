@@ -50,7 +50,8 @@ def test_runs_on_the_current_stream_and_waits_for_nothing():
     assert_same_bits(y, expected)
 
 
-def test_no_synchronisation():
+def test_pytorch_is_not_made_to_wait():
+    """Of the Python side alone: PyTorch does not see what the library calls. That is the test above."""
     moe = make_moe("noisy_topk", torch.float32).cuda()
     x = torch.randn(T, H, device="cuda")
     step(moe, x, None)
