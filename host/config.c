@@ -88,6 +88,7 @@ static cumoe_status_t check_kinds(const char *function, const cumoe_config_t *c)
                   function, (long long)c->max_rows);
     RANGE(max_threads, 0, 4096, "0..4096");
     RANGE(max_sms, 0, 4096, "0..4096");
+    RANGE(exchange_capacity, 0, INT32_MAX, "0..2^31 - 1");
     return CUMOE_SUCCESS;
 }
 

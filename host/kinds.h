@@ -70,6 +70,23 @@ static inline int64_t cumoe__max_slots(const cumoe_config_t *config, int64_t num
     return cumoe__max_rows(config, num_tokens) + (cumoe__has_token_slots(config) ? num_tokens : 0);
 }
 
+/* Experts of ranks: whole groups where there are groups, else single ones, as evenly as can be. */
+static inline int32_t cumoe__experts_together(const cumoe_config_t *config)
+{
+    return config->num_groups > 0 ? config->num_experts / config->num_groups : 1;
+}
+static inline int32_t cumoe__first_expert(const cumoe_config_t *config, int32_t num_ranks, int32_t rank)
+{
+    const int32_t together = cumoe__experts_together(config);
+    return (int32_t)((int64_t)(config->num_experts / together) * rank / num_ranks) * together;
+}
+
+/* A call has a plan of what goes between ranks. */
+static inline bool cumoe__is_planned(const cumoe_config_t *config)
+{
+    return config->ep && config->exchange_capacity == 0;
+}
+
 /* Columns of the pre-activations z: up, then glu. */
 static inline int64_t cumoe__z_width(const cumoe_config_t *config)
 {

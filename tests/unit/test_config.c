@@ -229,9 +229,9 @@ Test(config, rules_between_fields)
                    "config.num_groups", "3");
 
     config = valid_config();
-    config.ep = (const cumoe_ep_t *)(uintptr_t)64;
-    expect_refusal(&report, create(&config, &report), CUMOE_UNSUPPORTED_CONFIG, "cumoe_layer_create", "config.ep",
-                   NULL);
+    config.exchange_capacity = 64; /* of ranks that there are not */
+    expect_refusal(&report, create(&config, &report), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create",
+                   "config.exchange_capacity", "64");
     EXPECT_EMPTY(report);
 }
 
