@@ -9,19 +9,17 @@ static int32_t most_ranks(const problem_t *p, int32_t most)
     return units < most ? (int32_t)units : most;
 }
 
+/* Numbers of ranks, ways to share out the tokens, and to size the exchange, in turn. */
 static void check_ranks(problem_t *p, report_t *report)
 {
     static int turn;
     if (p->options.variant.gate == CUMOE_GATE_BALANCED) return;
     if (!problem_run_forward(p, report) || !problem_run_backward(p, report)) return;
-    for (int32_t W = 1; W <= most_ranks(p, 4); W++, turn++) {
-        const ranks_options_t exact = {.num_ranks = W, .split = (ranks_split_t)(turn % NUM_SPLITS)};
-        ranks_check(p, &exact, report);
-        const ranks_options_t bounded = {.num_ranks = W,
-                                         .split = (ranks_split_t)((turn + 1) % NUM_SPLITS),
-                                         .capacity = p->tokens * p->top_k + 3};
-        if (turn % 2) ranks_check(p, &bounded, report);
-    }
+    turn++;
+    const ranks_options_t options = {.num_ranks = most_ranks(p, 1 + turn % 4),
+                                     .split = (ranks_split_t)(turn / 4 % NUM_SPLITS),
+                                     .capacity = turn % 3 ? 0 : p->tokens * p->top_k + 3};
+    ranks_check(p, &options, report);
 }
 
 Test(ranks, all_cases)

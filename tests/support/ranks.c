@@ -169,8 +169,12 @@ static void give_buffers(rank_t *r, size_t workspace_size, size_t saved_size)
 bool rank_create(rank_t *r, const problem_t *whole, const ranks_options_t *options, cumoe_ep_t *ep)
 {
     const int32_t rank = cumoe_ep_rank(ep);
-    *r = (rank_t){.whole = whole, .options = options, .ep = ep, .handle = whole->handle};
-    r->report.context = whole->name;
+    *r = (rank_t){.whole = whole,
+                  .options = options,
+                  .ep = ep,
+                  .handle = whole->handle,
+                  .body = r->body,
+                  .context = r->context};
     cumoe_config_t config = whole->config;
     config.ep = ep;
     config.exchange_capacity = options->capacity;
@@ -238,13 +242,12 @@ static void compare_statistics(rank_t *r)
     compare_bits(&r->report, "statistics", &actual, expected, sizeof actual);
 }
 
-static void check_forward(rank_t *r)
+/* What the gate gives. */
+static void check_gate(rank_t *r)
 {
     const problem_t *p = r->whole;
     const cumoe_forward_args_t *a = &r->forward, *w = &p->forward;
-    const size_t row = (size_t)w->y_stride * real_size(p->options.dtype), real = real_size(p->gate_type);
-    const size_t E = (size_t)p->experts, K = (size_t)p->top_k;
-    compare_rows(r, "y", a->y, w->y, row);
+    const size_t E = (size_t)p->experts, K = (size_t)p->top_k, real = real_size(p->gate_type);
     compare_rows(r, "chosen_expert", a->chosen_expert, w->chosen_expert, K * sizeof(int32_t));
     compare_rows(r, "chosen_weight", a->chosen_weight, w->chosen_weight, K * real);
     compare_bits(&r->report, "expert_count", a->expert_count, w->expert_count, E * sizeof(int32_t));
@@ -284,12 +287,12 @@ static void check_gradient(rank_t *r, problem_matrix_t m)
     free(expected);
 }
 
-void rank_check(rank_t *r)
+void rank_check_experts(rank_t *r)
 {
     const problem_t *p = r->whole;
-    check_forward(r);
-    compare_rows(r, "dx", r->backward.dx, p->backward.dx,
-                 (size_t)p->backward.dx_stride * real_size(p->options.dtype));
+    const size_t row = (size_t)p->forward.y_stride * real_size(p->options.dtype);
+    compare_rows(r, "y", r->forward.y, p->forward.y, row);
+    compare_rows(r, "dx", r->backward.dx, p->backward.dx, row);
     compare_rows(r, "dindex_weight", r->backward.dindex_weight, p->backward.dindex_weight,
                  (size_t)p->top_k * real_size(p->gate_type));
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
@@ -297,15 +300,23 @@ void rank_check(rank_t *r)
     report_check(&r->report, buffer_guards_intact(&r->buffers));
 }
 
+void rank_check(rank_t *r)
+{
+    check_gate(r);
+    rank_check_experts(r);
+}
+
+/* ---- all of them ---- */
+
 static void *work(void *argument)
 {
     rank_t *r = argument;
-    const problem_t *whole = r->whole;
-    if (rank_create(r, whole, r->options, r->ep) && rank_run(r)) rank_check(r);
+    r->body(r);
     return NULL;
 }
 
-void ranks_check(const problem_t *whole, const ranks_options_t *options, report_t *report)
+void ranks_run(const problem_t *whole, const ranks_options_t *options, rank_body_t *body, void *context,
+               report_t *report)
 {
     cumoe_ep_t *ep[RANKS_MAX];
     rank_t *ranks = calloc(RANKS_MAX, sizeof *ranks);
@@ -317,7 +328,7 @@ void ranks_check(const problem_t *whole, const ranks_options_t *options, report_
         return;
     }
     for (int32_t r = 0; r < W; r++) {
-        ranks[r] = (rank_t){.whole = whole, .options = options, .ep = ep[r]};
+        ranks[r] = (rank_t){.whole = whole, .options = options, .ep = ep[r], .body = body, .context = context};
         if (pthread_create(&threads[r], NULL, work, &ranks[r]) != 0) abort();
     }
     for (int32_t r = 0; r < W; r++) pthread_join(threads[r], NULL);
@@ -326,7 +337,17 @@ void ranks_check(const problem_t *whole, const ranks_options_t *options, report_
             report_fail(report, "%s: rank %d of %d, split %d, capacity %lld:\n%s", whole->name, r, W,
                         options->split, (long long)options->capacity, ranks[r].report.text);
         rank_destroy(&ranks[r]);
+        cumoe_ep_destroy(ranks[r].ep);
     }
-    for (int32_t r = 0; r < W; r++) cumoe_ep_destroy(ep[r]);
     free(ranks);
+}
+
+static void create_run_check(rank_t *r)
+{
+    if (rank_create(r, r->whole, r->options, r->ep) && rank_run(r)) rank_check(r);
+}
+
+void ranks_check(const problem_t *whole, const ranks_options_t *options, report_t *report)
+{
+    ranks_run(whole, options, create_run_check, NULL, report);
 }

@@ -22,6 +22,9 @@ typedef struct ranks_options {
     double timeout;   /* seconds; 0 = the library's */
 } ranks_options_t;
 
+struct rank;
+typedef void rank_body_t(struct rank *rank);
+
 /* One rank's share of a problem: its own buffers, and arguments ready to call. */
 typedef struct rank {
     const problem_t *whole;
@@ -37,6 +40,8 @@ typedef struct rank {
     cumoe_weights_t weights, gradients;
     cumoe_forward_args_t forward;
     cumoe_backward_args_t backward;
+    rank_body_t *body;
+    void *context;
     report_t report;
 } rank_t;
 
@@ -47,11 +52,16 @@ void rank_destroy(rank_t *rank);
 /* Forward and backward, and the gates' gradients added up: collective. */
 bool rank_run(rank_t *rank);
 
-/* What the rank gave against what the problem has from a run of its own. Where rows were dropped, they are counted,
- * and that is all. */
+/* What the rank gave against what the problem has from a run of its own: everything, or what experts have a part
+ * in. */
 void rank_check(rank_t *rank);
+void rank_check_experts(rank_t *rank);
 
-/* All ranks, as threads of a local group; their reports are gathered. The problem has been run. */
+/* All ranks, as threads of a local group, do BODY, with rank->context; their reports are gathered. */
+void ranks_run(const problem_t *whole, const ranks_options_t *options, rank_body_t *body, void *context,
+               report_t *report);
+
+/* Create, run and check. The problem has been run. */
 void ranks_check(const problem_t *whole, const ranks_options_t *options, report_t *report);
 
 #endif
