@@ -62,7 +62,7 @@ static void one_is_late(rank_t *r)
     const double begin = now();
     if (!create(r) || cumoe_ep_rank(r->ep) == 1) return;
     expect_broken(r, plan(r), "rank 1 did not come in time");
-    report_check(&r->report, now() - begin > 1.9 && now() - begin < 20);
+    report_check(&r->report, now() - begin > 1.9 && now() - begin < 8);
 }
 Test(broken, late)
 {

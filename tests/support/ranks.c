@@ -157,9 +157,12 @@ static bool succeeded(rank_t *r, cumoe_status_t status)
     return status == CUMOE_SUCCESS;
 }
 
+/* Poisoned memory looks like free places: with a capacity it is zeros. */
 static void give_buffers(rank_t *r, size_t workspace_size, size_t saved_size)
 {
-    r->forward.workspace = r->backward.workspace = buffer_get(&r->buffers, workspace_size);
+    r->forward.workspace = r->backward.workspace = r->options->capacity
+                                                       ? buffer_get_zero(&r->buffers, workspace_size)
+                                                       : buffer_get(&r->buffers, workspace_size);
     r->forward.workspace_size = r->backward.workspace_size = workspace_size;
     void *saved = buffer_get(&r->buffers, saved_size);
     r->forward.saved = saved, r->backward.saved = saved;
@@ -207,10 +210,39 @@ void rank_destroy(rank_t *r)
 
 /* ---- the calls ---- */
 
+/* The rank that has an expert. */
+static int32_t rank_of(rank_t *r, int32_t expert)
+{
+    int32_t first = 0, count = 0, rank = 0;
+    while (succeeded(r, cumoe_layer_experts_of_rank(r->layer, rank, &first, &count)) && expert >= first + count)
+        rank++;
+    return rank;
+}
+
+/* A token travels once to a rank, whatever the number of its experts there. */
+static void check_traffic(rank_t *r, const cumoe_ep_sizes_t *sizes)
+{
+    const int64_t K = r->whole->top_k;
+    int64_t rows = 0, tokens = 0;
+    for (int64_t t = 0; t < r->tokens; t++) {
+        bool sent[RANKS_MAX] = {false};
+        for (int64_t slot = t * K; slot < (t + 1) * K; slot++) {
+            if (r->forward.chosen_expert[slot] < 0) continue;
+            const int32_t to = rank_of(r, r->forward.chosen_expert[slot]);
+            rows++;
+            tokens += !sent[to];
+            sent[to] = true;
+        }
+    }
+    report_check(&r->report, sizes->rows_sent == rows);
+    report_check(&r->report, sizes->tokens_sent == tokens);
+}
+
 static bool make_plan(rank_t *r)
 {
     cumoe_ep_sizes_t sizes;
     if (!succeeded(r, device_ep_plan(r->handle, r->layer, &r->forward, r->plan, &sizes))) return false;
+    check_traffic(r, &sizes);
     give_buffers(r, sizes.workspace_size, sizes.saved_size);
     r->forward.plan = r->backward.plan = r->plan;
     return true;
