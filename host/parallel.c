@@ -141,3 +141,18 @@ cumoe_status_t cumoe_ep_sum_gradients(const cumoe_layer_t *layer, const cumoe_we
                                 {ours.w_noise_primary, groups, ours.gate_dtype}};
     return config->ep->ops->sum(config->ep->comm, sums, sizeof sums / sizeof sums[0], stream);
 }
+
+cumoe_status_t cumoe_ep_sum(const cumoe_ep_t *ep, void *data, int64_t count, cumoe_dtype_t dtype,
+                            cumoe_stream_t stream)
+{
+    const char *function = "cumoe_ep_sum";
+    CUMOE_REQUIRE(ep, INVALID_ARGUMENT, "%s: ep = NULL, but must come from cumoe_ep_create()", function);
+    CUMOE_REQUIRE(count >= 0, INVALID_ARGUMENT, "%s: count = %lld, but must be >= 0", function, (long long)count);
+    CUMOE_REQUIRE(dtype == CUMOE_I32 || dtype == CUMOE_I64 || dtype == CUMOE_F32 || dtype == CUMOE_F64,
+                  INVALID_ARGUMENT, "%s: dtype = %d, but must be F64 (1), F32 (2), I32 (5) or I64 (6)", function,
+                  (int)dtype);
+    CUMOE_TRY(cumoe__check_array(function, "data", data, cumoe__dtype_size(dtype), count > 0));
+    CUMOE_TRY(cumoe__check_stream(function, ep->handle, stream));
+    const cumoe_sum_t sum = {data, count, dtype};
+    return ep->ops->sum(ep->comm, &sum, 1, stream);
+}

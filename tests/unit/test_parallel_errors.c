@@ -71,6 +71,16 @@ Test(parallel_errors, groups)
         REFUSE(cumoe_ep_wait(x.ep, (cumoe_stream_t)(uintptr_t)64, 0), INVALID_ARGUMENT, "cumoe_ep_wait", "stream",
                NULL);
     report_check(&x.report, cumoe_ep_wait(x.ep, NULL, 0) == CUMOE_SUCCESS);
+
+    int64_t number = 5;
+    const char *sum = "cumoe_ep_sum";
+    REFUSE(cumoe_ep_sum(NULL, &number, 1, CUMOE_I64, NULL), INVALID_ARGUMENT, sum, "ep", "NULL");
+    REFUSE(cumoe_ep_sum(x.ep, NULL, 1, CUMOE_I64, NULL), INVALID_ARGUMENT, sum, "data", "NULL");
+    REFUSE(cumoe_ep_sum(x.ep, (char *)&number + 2, 1, CUMOE_I32, NULL), INVALID_ARGUMENT, sum, "data", NULL);
+    REFUSE(cumoe_ep_sum(x.ep, &number, -1, CUMOE_I64, NULL), INVALID_ARGUMENT, sum, "count", "-1");
+    REFUSE(cumoe_ep_sum(x.ep, &number, 1, CUMOE_BF16, NULL), INVALID_ARGUMENT, sum, "dtype", "3");
+    report_check(&x.report, cumoe_ep_sum(x.ep, NULL, 0, CUMOE_F32, NULL) == CUMOE_SUCCESS);
+    report_check(&x.report, number == 5);
     report_check(&x.report, cumoe_ep_rank(NULL) == -1 && cumoe_ep_num_ranks(NULL) == -1);
     report_check(&x.report, cumoe_ep_rank(x.ep) == 0 && cumoe_ep_num_ranks(x.ep) == 1);
     cumoe_ep_destroy(NULL);
