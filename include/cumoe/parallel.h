@@ -98,8 +98,8 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum_gradients(const cumoe_laye
  * data   device memory [count], aligned to its elements; NULL with count = 0
  * dtype  I32, I64 (sums wrap), F32 or F64
  *
- * CUMOE_INVALID_ARGUMENT  ep is NULL, data NULL or misaligned, count negative, dtype none of these, a stream on the CPU
- * CUMOE_COMM_ERROR        a rank failed or is late
+ * CUMOE_INVALID_ARGUMENT  ep is NULL, data NULL or misaligned, count negative, dtype none of these, a stream on the
+ * CPU CUMOE_COMM_ERROR        a rank failed or is late
  *
  * Allocates: no.  Synchronizes: no (LOCAL, MPI: yes).  Capturable: with NCCL.  Thread-safe: yes. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum(const cumoe_ep_t *ep, void *data, int64_t count,
