@@ -32,7 +32,7 @@ says() { # says STATUS TEXT COMMAND OPTION...
     shift 2
     status=0
     "$program" "$@" >"$work/said" 2>&1 || status=$?
-    [ $status -eq "$want" ] && grep -qF -- "$text" "$work/said" || complain "$*: status $status, or no '$text' in:"
+    if [ $status -ne "$want" ] || ! grep -qF -- "$text" "$work/said"; then complain "$*: status $status, or no '$text' in:"; fi
 }
 
 refuses() { # refuses TEXT COMMAND OPTION...

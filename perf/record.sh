@@ -1,28 +1,38 @@
 #!/bin/sh
-# Runs the CPU benchmark in every type and keeps the results with what a reader needs to judge them: commit, machine,
-# commands.
-# usage: perf/record.sh NAME     writes perf/results/NAME/{cpu_layer,cpu_bf16,cpu_f16}.{md,json} and run.txt
+# Keeps the results of the last `make bench` and puts them into README.md; makes tables and pictures of results again.
+# usage: perf/record.sh NAME            build/bench becomes perf/results/NAME
+#        perf/record.sh --again FOLDER  joined.md and the pictures of a folder
 set -eu
-[ $# -eq 1 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
-cd "$(dirname "$0")/.."
-program=build/release/perf/cumoe-perf-cpu
-[ -x $program ] || { echo "$program is not there: run make bench first" >&2; exit 1; }
-out=perf/results/$1
-mkdir -p "$out"
-run() { # run FILE OPTION...
-    file=$out/$1
-    shift
-    echo "command  $program $* --json $file.json" >>"$out/run.txt"
-    $program "$@" --json "$file.json" >"$file.md"
-    cat "$file.md"
+usage() { sed -n '3,4s/^# //p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || usage
+here=$(cd "$(dirname "$0")" && pwd)
+python=${PYTHON:-python3}
+
+again() { # again FOLDER
+    rm -f "$1/joined.md"
+    "$python" "$here/plot.py" "$1" || [ $? -eq 77 ] # no matplotlib, no pictures
+    "$python" "$here/join.py" "$1" >"$1/joined.md.new"
+    mv "$1/joined.md.new" "$1/joined.md"
 }
-: >"$out/run.txt"
-run cpu_layer --dtype f32
-run cpu_bf16 --dtype bf16
-run cpu_f16 --dtype f16
-{
-    echo "commit   $(git rev-parse HEAD)$(git diff --quiet HEAD -- host include perf ':!perf/results' || echo ', changed')"
-    echo "date     $(date -u +%F)"
-    lscpu | sed -nE 's/^(Model name|CPU\(s\)|L2 cache|L3 cache): +/\1: /p'
-    ${CC:-cc} --version | head -n 1
-} >>"$out/run.txt"
+
+case $1 in
+--again)
+    [ $# -eq 2 ] || usage
+    again "$2"
+    exit
+    ;;
+-* | */*) usage ;;
+esac
+from=$(dirname "$here")/build/bench to=$here/results/$1
+[ -e "$from/layer.json" ] || { echo "record.sh: $from has no layer.json: run make bench first" >&2; exit 1; }
+mkdir -p "$to"
+for name in layer given types stages capacity peers; do
+    rm -f "$to/$name.json" "$to/$name.svg"
+    [ ! -e "$from/$name.json" ] || cp "$from/$name.json" "$to/"
+done
+rm -f "$to/roofline.svg"
+cp "$from/run.txt" "$to/"
+again "$to"
+[ ! -e "$to/peers.json" ] || "$python" "$here/peers/report.py" "$to/peers.json" >"$to/peers.md"
+"$here/../tests/checks/readme.sh" --write
+du -sk "$to" | awk '{ print $2 ": " $1 " KiB" } $1 > 400 { print "record.sh: that is a lot for perf/results" }'
