@@ -31,7 +31,7 @@ if [ "$("$program" layer --seconds 0 --tokens 1 --pass forward --json - 2>/dev/n
     part layer layer --shape olmoe --tokens 1,16,256,4096,32768 --activation relu,swiglu --dtype bf16 --seconds 60
     part given layer --shape olmoe --tokens 1,16,256,4096,32768 --activation swiglu --gate external --dtype bf16 --seconds 20
     part stages stages --shape $models --tokens 64,4096 --dtype bf16,f32 --seconds 60
-    part types layer --shape olmoe --tokens 4096 --activation swiglu --dtype f16,tf32,f32 --cache cold --seconds 20
+    part types layer --shape olmoe --tokens 4096 --activation swiglu --dtype f16,tf32,f32 --seconds 20
     part capacity capacity --dtype bf16 --tokens 32768 --seconds 40
     shapes=4096/2048/1024/64/8,32768/2048/1024/64/8 device=cuda
 else

@@ -32,7 +32,7 @@ def same_device(old, new):
     for name in old.keys() & new.keys():
         devices = [results.device_of(run[name]) for run in (old, new)]
         if devices[0] != devices[1]:
-            raise results.Bad(f"{name}: the runs are from different devices, '{devices[0]}' and '{devices[1]}'")
+            raise results.Bad(f"{name or 'the files'}: the runs are from different devices, '{devices[0]}' and '{devices[1]}'")
 
 
 def compare(old, new, threshold):
@@ -46,7 +46,7 @@ def compare(old, new, threshold):
     changed = [change for change in changes if abs(change[0]) > threshold]
     print(f"{len(both)} rows in both runs; threshold {threshold:.1%}\n\n| row | old ms | new ms | |\n|---|---:|---:|---:|")
     for change, file, name, key in reversed(changed):
-        print(f"| {file}: {name} | {before[key]['ms']:.4g} | {after[key]['ms']:.4g} | "
+        print(f"| {file}{': ' if file else ''}{name} | {before[key]['ms']:.4g} | {after[key]['ms']:.4g} | "
               f"{'SLOWER' if change > 0 else 'faster'} by {abs(change):.1%} |")
     slower = sum(change[0] > 0 for change in changed)
     only = len(before.keys() ^ after.keys())

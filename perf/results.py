@@ -39,10 +39,11 @@ def load_file(path):
 
 
 def load(path):
-    """The results of a run by name, {"layer": ...}: of a folder those of NAMES that are there, or one file."""
+    """The results of a run by name, {"layer": ...}: of a folder those of NAMES that are there. A file has
+    no name here, so that two of them have the same."""
     path = pathlib.Path(path)
     if not path.is_dir():
-        return {path.stem: load_file(path)}
+        return {"": load_file(path)}
     found = {name: load_file(path / f"{name}.json") for name in NAMES if (path / f"{name}.json").exists()}
     if not found:
         raise Bad(f"{path}: has none of {', '.join(name + '.json' for name in NAMES)}")
