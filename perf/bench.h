@@ -32,7 +32,8 @@ struct bench {
     cumoe_optimizer_args_t optimizer;
     char no_optimizer[200]; /* why there is no state, or empty */
 
-    dense_t *dense; /* or NULL */
+    dense_t *dense; /* or NULL, and why */
+    char no_dense[200];
     loop_t *loop;
     graph_t *graph[NUM_PARTS];
 };

@@ -12,6 +12,7 @@ const char *const contestant_names[CONTESTANTS] = {"cumoe", "dense", "loop"};
 
 const char *bench_left_out(const bench_t *b, int part)
 {
+    if (part < 0) return b->no_dense[0] ? b->no_dense : NULL;
     if (part == CUMOE_STAGE_GATE_BACKWARD && b->subject.config.gate == CUMOE_GATE_EXTERNAL)
         return "the external gate has no parameters";
     if (part == OPTIMIZER && b->no_optimizer[0]) return b->no_optimizer;

@@ -54,8 +54,8 @@ static int measure(report_t *report, blas_t *blas, progress_t *progress, double 
         clock_parts(bench, seconds, times, show_progress, progress);
         show_progress(progress, NULL);
         report_rows(report, bench, error, times);
-        for (int part = 0; part < NUM_PARTS; part++) {
-            const char *left_out = has_part(s, part) ? bench_left_out(bench, part) : NULL;
+        for (int part = -1; part < NUM_PARTS; part++) {
+            const char *left_out = part < 0 || has_part(s, part) ? bench_left_out(bench, part) : NULL;
             if (left_out) report_sentence(report, s, part, left_out);
         }
     } else {

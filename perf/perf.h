@@ -59,7 +59,7 @@ typedef struct counts {
     int64_t rows, experts, most; /* R, experts with rows, rows of the busiest */
 } counts_t;
 
-/* ---- models of the layer: sizes that follow from its configuration ---- */
+/* ---- sizes that follow from a configuration ---- */
 
 bool is_glu(const cumoe_config_t *config);
 static inline int64_t z_width(const cumoe_config_t *c)
@@ -163,7 +163,7 @@ void bench_destroy(bench_t *bench);
  * not as the yardsticks have it. error: the largest relative error. */
 bool bench_check(bench_t *bench, double *error, char *why, size_t why_size);
 
-/* NULL, or why a part is not measured. */
+/* NULL, or why a part is not measured; part -1: why there is nothing dense beside it. */
 const char *bench_left_out(const bench_t *bench, int part);
 bool bench_takes_part(const bench_t *bench, int contestant, int part);
 void bench_enqueue(bench_t *bench, int contestant, int part);

@@ -67,6 +67,7 @@ small='--hidden 33 --intermediate 45 --experts 5 --top-k 2'
     says 1 'CUMOE_COMPUTE_TF32' layer $small --tokens 2 --dtype tf32 --seconds 0
     says 1 'GB of memory, and ' layer --hidden 65536 --intermediate 65536 --experts 4096 --tokens 2 --seconds 0
     says 1 'there are no graphs' layer $small --tokens 2 --launch graph --seconds 0 --backend cpu
+    CUDA_VISIBLE_DEVICES='' says 77 'CUDA' layer --backend cuda
     says 0 'no dense products to compare with' layer $small --tokens 2 --seconds 0 --blas "$work/none.so"
     says 0 '| olmoe | 2048 | 1024 | 64 | 8 | swiglu | softmax-topk | no |' --list
     says 0 ': down, down_backward' --list
