@@ -6,7 +6,9 @@
 # PYTHON names the Python that has PyTorch; otherwise build/torch/bin/python or python3. Threads: OMP_NUM_THREADS.
 # Exit status: 0; 1 a part failed, the others are there; 2 bad usage.
 set -eu
-[ $# -eq 2 ] || { sed -n '4,6s/^# //p' "$0" >&2; exit 2; }
+usage() { sed -n '/^# usage/,/^# Exit/s/^# //p' "$0"; }
+[ "${1-}" != --help ] || { usage; exit; }
+[ $# -eq 2 ] || { usage >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 program=$1/perf/cumoe-perf torch=$1/torch/site out=$2
@@ -37,12 +39,12 @@ if [ "$("$program" layer --seconds 0 --tokens 1 --pass forward --json - 2>/dev/n
 else
     layer='--shape paper-32 --tokens 1,16,256,4096'
     # shellcheck disable=SC2086 # options are words
-    part layer layer $layer --activation relu,swiglu --seconds 90
+    part layer layer $layer --activation relu,swiglu --seconds 75
     # shellcheck disable=SC2086
-    part given layer $layer --activation swiglu --gate external --seconds 30
-    part types layer --shape paper-32 --activation swiglu --dtype bf16,f16 --seconds 20
-    part stages stages --shape paper-32 --seconds 15
-    part capacity capacity --hidden 64 --intermediate 128 --tokens 4096 --seconds 20
+    part given layer $layer --activation swiglu --gate external --seconds 20
+    part types layer --shape paper-32 --activation swiglu --dtype bf16,f16 --seconds 15
+    part stages stages --shape paper-32 --seconds 12
+    part capacity capacity --hidden 64 --intermediate 128 --tokens 4096 --seconds 15
     shapes=1/512/1024/32/4,16/512/1024/32/4,256/512/1024/32/4,4096/512/1024/32/4 device=cpu
 fi
 
@@ -54,7 +56,7 @@ if "$python" -c 'import torch' 2>/dev/null; then
     printf '\n## peers\n\n'
     echo "$here/peers/peers.py --device $device --shapes $shapes" >>"$out/run.txt"
     "$python" "$here/peers/peers.py" --device "$device" --threads "$threads" --shapes "$shapes" --activation swiglu \
-        --routing given --contestants dense,loop,grouped_mm,scattermoe,cumoe --seconds 0.5 --budget 60 \
+        --routing given --contestants dense,loop,grouped_mm,scattermoe,cumoe --seconds 0.5 --budget 50 \
         --json "$out/peers.json" 2>/dev/null || status=1
 else
     echo 'PyTorch is not beside it: there is none in PYTHON, build/torch (make test) or python3'

@@ -2,6 +2,7 @@
 #include "perf.h"
 
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -187,23 +188,52 @@ void clock_parts(bench_t *bench, double seconds, times_t times[CONTESTANTS][NUM_
     free(c);
 }
 
-double clock_copy(device_t *device)
+enum { MEMORY_ROUNDS = 6 };
+
+/* Copies are the fastest that a GPU does with its memory. */
+static double copy_rate(device_t *device)
 {
-    enum { COPIES = 10, ROUNDS = 6 };
-    const size_t size = device->cpu ? (size_t)1 << 27 : (size_t)1 << 30;
+    enum { COPIES = 10 };
+    const size_t size = (size_t)1 << 30;
     void *from = NULL, *to = NULL;
     double best = 0;
     cumoe_status_t status = cumoe_memory_alloc(device->handle, size, &from);
     if (!status) status = cumoe_memory_alloc(device->handle, size, &to);
     if (!status) perf_check(cumoe_memory_set(device->handle, from, 1, size, device->stream));
-    for (int round = 0; !status && round < ROUNDS; round++) {
+    for (int round = 0; !status && round < MEMORY_ROUNDS; round++) {
         device_start_clock(device);
         for (int i = 0; i < COPIES; i++)
             perf_check(cumoe_memory_copy(device->handle, to, from, size, CUMOE_COPY_ON_DEVICE, device->stream));
-        const double rate = 2.0 * COPIES * (double)size / device_stop_clock(device);
-        if (rate > best) best = rate;
+        best = fmax(best, 2.0 * COPIES * (double)size / device_stop_clock(device));
     }
     cumoe_memory_free(device->handle, from);
     cumoe_memory_free(device->handle, to);
     return best;
+}
+
+/* A CPU needs all its threads for it, and a copy by one is less than one can do: a = b + 3 c. */
+static double triad_rate(const device_t *device)
+{
+    const int64_t count = 1 << 25;
+    const int threads = device->threads > 0 ? device->threads : omp_get_max_threads();
+    float *a = malloc(3 * (size_t)count * sizeof *a);
+    double best = 0;
+    if (!a) return 0;
+    float *b = a + count, *c = b + count;
+    for (int round = 0; round <= MEMORY_ROUNDS; round++) {
+        const double start = clock_now();
+#pragma omp parallel for simd num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < count; i++) {
+            if (round == 0) b[i] = c[i] = 1; /* where the thread is that reads it */
+            a[i] = b[i] + 3 * c[i];
+        }
+        if (round > 0) best = fmax(best, 3.0 * (double)count * sizeof *a / (clock_now() - start));
+    }
+    free(a);
+    return best;
+}
+
+double clock_memory(device_t *device)
+{
+    return device->cpu ? triad_rate(device) : copy_rate(device);
 }

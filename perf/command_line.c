@@ -46,6 +46,19 @@ static void list_words(const char *const *words, const char *word, char *text, s
     }
 }
 
+/* Behind an option's text, on lines of their own. */
+static void print_wrapped(const char *words)
+{
+    enum { INDENT = 19, WIDTH = 100 };
+    putchar(':');
+    for (int column = WIDTH; *words;) {
+        const int length = (int)strcspn(words, " ") + 1;
+        if (column + length > WIDTH) column = printf("\n%*s", INDENT, "") - 1;
+        column += printf("%.*s", length, words);
+        words += strspn(words + length - 1, " ") + (size_t)length - 1;
+    }
+}
+
 static _Noreturn void help(const program_t *program)
 {
     printf("%s: %s\n\n", program->name, program->about);
@@ -55,9 +68,10 @@ static _Noreturn void help(const program_t *program)
         printf("  --%-14s %s", o->name, o->text);
         if (o->choice) {
             list_words(o->words, NULL, words, sizeof words);
-            printf(":\n%19s%s", "", words);
+            print_wrapped(words);
         }
-        const int values = o->count ? *o->count : (o->number || o->choice) && (!o->choice || *o->choice >= 0);
+        const int least = o->number ? o->min : 0, *value = o->number ? o->number : o->choice;
+        const int values = o->count ? *o->count : value && *value >= least;
         for (int v = 0; v < values; v++) {
             fputs(v ? "," : " (default ", stdout);
             o->number ? printf("%d", o->number[v]) : printf("%s", o->words[o->choice[v]]);

@@ -70,7 +70,7 @@ static peaks_t measure_peaks(device_t *device, blas_t *blas, const options_t *o)
 {
     peaks_t peaks = {0};
     if (o->seconds == 0) return peaks;
-    peaks.bytes = clock_copy(device);
+    peaks.bytes = clock_memory(device);
     if (!blas) return peaks;
     peaks.flops[TYPE_F32] = dense_peak(device, blas, TYPE_F32);
     for (int i = 0; i < o->type.count; i++) {

@@ -213,8 +213,8 @@ typedef struct times {
 /* Everybody in turns, until the spread settles or for so many seconds; 0: a single call of each. */
 void clock_parts(bench_t *bench, double seconds, times_t times[CONTESTANTS][NUM_PARTS],
                  void (*progress)(void *, const char *), void *context);
-/* Bytes read and written a second by copies on the device; 0 without the memory. */
-double clock_copy(device_t *device);
+/* Bytes that the device's memory reads and writes a second, at best; 0 without room to try. */
+double clock_memory(device_t *device);
 double clock_now(void);
 
 /* ---- report: a Markdown table, CSV and JSON ---- */

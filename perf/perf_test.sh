@@ -82,7 +82,7 @@ small='--hidden 33 --intermediate 45 --experts 5 --top-k 2'
     refuses '--dtype f64: must be one of bf16, f16' layer --dtype f64
     refuses '--gate best: must be one of noisy-topk, softmax, external, hierarchical' layer --gate best
     refuses '--pass forward: leaves nothing' optimizer --pass forward
-    refuses '--activation identity: ' layer --activation identity
+    refuses '--activation identity: must be one of relu' layer --activation identity
     refuses 'config.top_k = 4, but must be 1..3' layer --experts 8,3
     refuses '--json /: ' layer --json /
     refuses '--csv -: only one' layer --json - --csv -

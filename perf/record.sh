@@ -3,10 +3,12 @@
 # usage: perf/record.sh NAME            build/bench becomes perf/results/NAME
 #        perf/record.sh --again FOLDER  joined.md and the pictures of a folder
 set -eu
-usage() { sed -n '3,4s/^# //p' "$0" >&2; exit 2; }
-[ $# -ge 1 ] || usage
+usage() { sed -n '3,4s/^# //p' "$0"; }
+[ $# -ge 1 ] || set -- -
 here=$(cd "$(dirname "$0")" && pwd)
-python=${PYTHON:-python3}
+for python in "${PYTHON:-python3}" python3; do # the first that can draw
+    "$python" -c 'import matplotlib' 2>/dev/null && break
+done
 
 again() { # again FOLDER
     rm -f "$1/joined.md"
@@ -15,13 +17,19 @@ again() { # again FOLDER
     mv "$1/joined.md.new" "$1/joined.md"
 }
 
-case $1 in
---again)
-    [ $# -eq 2 ] || usage
+case $1,$# in
+--help,*)
+    usage
+    exit
+    ;;
+--again,2)
     again "$2"
     exit
     ;;
--* | */*) usage ;;
+-* | */* | *,[!1])
+    usage >&2
+    exit 2
+    ;;
 esac
 from=$(dirname "$here")/build/bench to=$here/results/$1
 [ -e "$from/layer.json" ] || { echo "record.sh: $from has no layer.json: run make bench first" >&2; exit 1; }

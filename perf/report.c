@@ -155,7 +155,7 @@ void report_begin(report_t *report, const subject_t *first, int argc, char **arg
         comma = ", ";
     }
     if (report->peaks.bytes > 0)
-        fprintf(report->table, "%scopies %.3g GB/s, read + written\n\n", comma, 1e-9 * report->peaks.bytes);
+        fprintf(report->table, "%smemory %.3g GB/s, read + written\n\n", comma, 1e-9 * report->peaks.bytes);
     print_constants(report, first);
     print_heading(report);
     fflush(report->table);
