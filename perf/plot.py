@@ -15,16 +15,16 @@ import results
 COLOURS = {"cumoe": "#c1272d", "dense": "#888888", "loop": "#6baed6", "grouped_mm": "#3182bd",
            "transformers-eager": "#a1d99b", "transformers-grouped_mm": "#31a354", "scattermoe": "#9e7bb5",
            "ragged_dot": "#e6ab02"}
-SOURCES = {"layer": ("layer",), "capacity": ("capacity",), "stages": ("stages",), "roofline": ("stages",),
-           "peers": ("peers",)}  # picture: the files it is drawn from
+SOURCES = {"layer": ("layer", "peers"), "capacity": ("capacity",), "stages": ("stages",), "roofline": ("stages",),
+           "peers": ("peers",)}  # picture: the file it is drawn from, and others that may be there
 MARK = "drawn from "
 
 
 def mark_of(folder, picture):
     """What a picture says of its files, so that it can be told without drawing whether they are the same."""
     digest = hashlib.sha256()
-    for name in SOURCES[picture]:
-        digest.update((folder / f"{name}.json").read_bytes())
+    for path in (folder / f"{name}.json" for name in SOURCES[picture]):
+        digest.update(path.read_bytes() if path.exists() else b"")
     return MARK + digest.hexdigest()[:16]
 
 
@@ -32,7 +32,7 @@ def stale_pictures(folder):
     folder = pathlib.Path(folder)
     for picture, sources in SOURCES.items():
         path = folder / f"{picture}.svg"
-        drawable = all((folder / f"{name}.json").exists() for name in sources)
+        drawable = (folder / f"{sources[0]}.json").exists()
         if path.exists() and not (drawable and mark_of(folder, picture) in path.read_text(encoding="utf-8")):
             yield path
 
@@ -49,21 +49,25 @@ def of_ours(data, part=None):
 
 
 def draw_layer(pyplot, run):
-    """A line for each contestant: time of a token, so that a flat line is a rate that does not change."""
+    """Time of a token, so that a flat line is a rate that does not change. Dashed: the peers, with a given routing."""
     rows = run["layer"]["rows"]
+    peers = [row for row in run.get("peers", {"rows": []})["rows"] if row["routing"] == "given" and row["contestant"] != "stages"]
     kinds = list(dict.fromkeys((row["activation"], part) for row in rows for part in ("forward", "forward + backward")))
     figure, axes = pyplot.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.4), squeeze=False, sharey=True)
+    sizes = [rows[0][letter] for letter in "HIEK"]
     for axis, (activation, part) in zip(axes.flat, kinds):
-        lines = {}
-        for row in rows:
-            if (row["activation"], row["part"]) == (activation, part):
-                lines.setdefault(row["contestant"], []).append((row["T"], 1e3 * row["ms"] / row["T"]))
-        for contestant, points in sorted(lines.items()):
-            axis.loglog(*zip(*sorted(points)), marker="o", markersize=3, color=COLOURS[contestant], label=contestant)
+        for style, group, where in (("-", rows, ""), ("--", peers, ", PyTorch")):
+            lines = {}
+            for row in group:
+                if (row["activation"], row["part"]) == (activation, part) and [row[letter] for letter in "HIEK"] == sizes:
+                    lines.setdefault(row["contestant"], []).append((row["T"], 1e3 * row["ms"] / row["T"]))
+            for contestant, points in sorted(lines.items()):
+                axis.loglog(*zip(*sorted(points)), style, marker="o", markersize=3, color=COLOURS.get(contestant, "#bbbbbb"),
+                            label=contestant + where)
         axis.set_title(f"{activation}, {part}")
         axis.set_xlabel("T, tokens in a call")
     axes.flat[0].set_ylabel("us / token")
-    axes.flat[0].legend(frameon=False)
+    axes.flat[-1].legend(frameon=False, fontsize=7)
     return figure
 
 
@@ -217,7 +221,7 @@ def main():
     from matplotlib import pyplot
 
     for picture, draw in DRAW.items():
-        figure = draw(pyplot, run) if set(SOURCES[picture]) <= run.keys() else None
+        figure = draw(pyplot, run) if SOURCES[picture][0] in run else None
         if figure:
             figure.suptitle(results.device_of(run[SOURCES[picture][0]]), fontsize=8)
             figure.tight_layout()
