@@ -73,8 +73,8 @@ static peaks_t measure_peaks(device_t *device, blas_t *blas, const options_t *o)
     peaks.bytes = clock_memory(device);
     if (!blas) return peaks;
     peaks.flops[TYPE_F32] = dense_peak(device, blas, TYPE_F32);
-    for (int i = 0; i < o->type.count; i++) {
-        const int type = o->type.value[i], same = blas_type(blas, type);
+    for (int i = 0; i < o->axis[AXIS_TYPE].count; i++) {
+        const int type = o->axis[AXIS_TYPE].value[i], same = blas_type(blas, type);
         if (peaks.flops[same] == 0) peaks.flops[same] = dense_peak(device, blas, same);
         peaks.flops[type] = peaks.flops[same];
     }
@@ -107,7 +107,7 @@ int main(int argc, char **argv)
     const int count = options_num_subjects(&o);
     for (int i = 0; i < count; i++) (void)options_subject(&o, i); /* what is wrong is said before it takes time */
     bool table = true;
-    report_t report = {.command = o.command, .commit = o.commit, .per_token = o.capacity};
+    report_t report = {.commit = o.commit, .per_token = o.capacity};
     report.json = open_file("--json", o.json, &table);
     report.csv = open_file("--csv", o.csv, &table);
     report.table = table ? stdout : NULL;
@@ -119,9 +119,7 @@ int main(int argc, char **argv)
     report.device = &device;
     report.blas = blas ? blas_name(blas) : why;
     report.peaks = measure_peaks(&device, blas, &o);
-    const axis_t *axes[AXES] = {&o.shape, &o.tokens, &o.experts, &o.type,  &o.activation,
-                                &o.gate,  &o.skew,   &o.cache,   &o.launch};
-    for (int axis = 0; axis < AXES; axis++) report.varies[axis] = axes[axis]->count > 1;
+    for (int axis = 0; axis < AXES; axis++) report.varies[axis] = o.axis[axis].count > 1;
     report.varies[AXIS_GATE] |= o.capacity;
     const subject_t first = options_subject(&o, 0);
     report_begin(&report, &first, argc, argv);

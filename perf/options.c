@@ -58,16 +58,16 @@ static int read_command(const program_t *program, int argc, char **argv)
 
 static void choose_parts(options_t *o, const struct command *command)
 {
-    o->command = command->name;
     o->parts = command->parts;
-    o->capacity = strcmp(o->command, "capacity") == 0;
+    o->capacity = strcmp(command->name, "capacity") == 0;
     if (!o->capacity) return;
-    o->experts.count = 0;
-    for (int experts = 4; experts < CUMOE_MAX_EXPERTS; experts *= 4) o->experts.value[o->experts.count++] = experts;
-    o->experts.value[o->experts.count++] = CUMOE_MAX_EXPERTS;
+    o->axis[AXIS_EXPERTS].count = 0;
+    for (int experts = 4; experts < CUMOE_MAX_EXPERTS; experts *= 4)
+        o->axis[AXIS_EXPERTS].value[o->axis[AXIS_EXPERTS].count++] = experts;
+    o->axis[AXIS_EXPERTS].value[o->axis[AXIS_EXPERTS].count++] = CUMOE_MAX_EXPERTS;
 }
 
-#define AXIS(axis) .count = &o.axis.count, .most = MOST_VALUES
+#define AXIS(name) .count = &o.axis[AXIS_##name].count, .most = MOST_VALUES
 
 options_t options_read(int argc, char **argv)
 {
@@ -75,28 +75,30 @@ options_t options_read(int argc, char **argv)
     models_names(shapes);
     for (int i = 0; i < CUMOE_ACTIVATION_IDENTITY; i++) activations[i] = activation_words[i]; /* of two matrices */
     options_t o = {.seconds = 60,
-                   .shape = {{1}, 1},
-                   .tokens = {{4096}, 1},
-                   .type = {{TYPE_F32}, 1},
-                   .skew = {{UNIFORM}, 1},
-                   .cache = {{WARM}, 1},
-                   .launch = {{CALL}, 1},
+                   .axis[AXIS_SHAPE] = {{1}, 1},
+                   .axis[AXIS_TOKENS] = {{4096}, 1},
+                   .axis[AXIS_TYPE] = {{TYPE_F32}, 1},
+                   .axis[AXIS_SKEW] = {{UNIFORM}, 1},
+                   .axis[AXIS_CACHE] = {{WARM}, 1},
+                   .axis[AXIS_LAUNCH] = {{CALL}, 1},
                    .commit = "unknown"};
     const option_t table[] = {
-        {"shape", "layers by name", .choice = o.shape.value, .words = shapes, AXIS(shape)},
-        {"tokens", "T, tokens in a call", .number = o.tokens.value, .min = 1, .max = 1 << 24, AXIS(tokens)},
-        {"experts", "E, in place of the shape's", .number = o.experts.value, .min = 1, .max = CUMOE_MAX_EXPERTS,
-         AXIS(experts)},
-        {"dtype", "of tokens and experts; tf32: f32 with products in tf32", .choice = o.type.value,
-         .words = type_words, AXIS(type)},
-        {"activation", "in place of the shape's", .choice = o.activation.value, .words = activations,
-         AXIS(activation)},
-        {"gate", "in place of the shape's", .choice = o.gate.value, .words = gate_words, AXIS(gate)},
+        {"shape", "layers by name", .choice = o.axis[AXIS_SHAPE].value, .words = shapes, AXIS(SHAPE)},
+        {"tokens", "T, tokens in a call", .number = o.axis[AXIS_TOKENS].value, .min = 1, .max = 1 << 24,
+         AXIS(TOKENS)},
+        {"experts", "E, in place of the shape's", .number = o.axis[AXIS_EXPERTS].value, .min = 1,
+         .max = CUMOE_MAX_EXPERTS, AXIS(EXPERTS)},
+        {"dtype", "of tokens and experts; tf32: f32 with products in tf32", .choice = o.axis[AXIS_TYPE].value,
+         .words = type_words, AXIS(TYPE)},
+        {"activation", "in place of the shape's", .choice = o.axis[AXIS_ACTIVATION].value, .words = activations,
+         AXIS(ACTIVATION)},
+        {"gate", "in place of the shape's", .choice = o.axis[AXIS_GATE].value, .words = gate_words, AXIS(GATE)},
         {"skew", "which experts are chosen: all alike, the e-th e times less often, the same K",
-         .choice = o.skew.value, .words = skew_words, AXIS(skew)},
+         .choice = o.axis[AXIS_SKEW].value, .words = skew_words, AXIS(SKEW)},
         {"cache", "as the last call left it, or filled with other things before every call",
-         .choice = o.cache.value, .words = cache_words, AXIS(cache)},
-        {"launch", "calls, or a CUDA graph of each", .choice = o.launch.value, .words = launch_words, AXIS(launch)},
+         .choice = o.axis[AXIS_CACHE].value, .words = cache_words, AXIS(CACHE)},
+        {"launch", "calls, or a CUDA graph of each", .choice = o.axis[AXIS_LAUNCH].value, .words = launch_words,
+         AXIS(LAUNCH)},
         {"hidden", "H, in place of the shape's", .number = &o.hidden, .min = 1, .max = CUMOE_MAX_WIDTH},
         {"intermediate", "I, in place of the shape's", .number = &o.intermediate, .min = 1, .max = CUMOE_MAX_WIDTH},
         {"top-k", "K, in place of the shape's", .number = &o.top_k, .min = 1, .max = CUMOE_MAX_TOP_K},
@@ -141,10 +143,8 @@ options_t options_read(int argc, char **argv)
 
 int options_num_subjects(const options_t *o)
 {
-    const axis_t *axes[] = {&o->shape, &o->tokens, &o->experts, &o->type,  &o->activation,
-                            &o->gate,  &o->skew,   &o->cache,   &o->launch};
     int count = 1;
-    for (size_t i = 0; i < sizeof axes / sizeof *axes; i++) count *= axes[i]->count ? axes[i]->count : 1;
+    for (int i = 0; i < AXES; i++) count *= o->axis[i].count ? o->axis[i].count : 1;
     return count;
 }
 
@@ -178,14 +178,15 @@ subject_t options_subject(const options_t *o, int number)
 {
     subject_t s = {.parts = o->parts};
     cumoe_config_t *c = &s.config;
-    s.launch = take(&o->launch, &number, CALL);
-    s.cache = take(&o->cache, &number, WARM);
-    s.skew = take(&o->skew, &number, UNIFORM);
-    const int gate = take(&o->gate, &number, -1), activation = take(&o->activation, &number, -1);
-    const int experts = take(&o->experts, &number, 0);
-    s.num_tokens = take(&o->tokens, &number, 1);
-    s.type = take(&o->type, &number, TYPE_F32);
-    const model_t *m = &models[take(&o->shape, &number, 0)];
+    s.launch = take(&o->axis[AXIS_LAUNCH], &number, CALL);
+    s.cache = take(&o->axis[AXIS_CACHE], &number, WARM);
+    s.skew = take(&o->axis[AXIS_SKEW], &number, UNIFORM);
+    const int gate = take(&o->axis[AXIS_GATE], &number, -1),
+              activation = take(&o->axis[AXIS_ACTIVATION], &number, -1);
+    const int experts = take(&o->axis[AXIS_EXPERTS], &number, 0);
+    s.num_tokens = take(&o->axis[AXIS_TOKENS], &number, 1);
+    s.type = take(&o->axis[AXIS_TYPE], &number, TYPE_F32);
+    const model_t *m = &models[take(&o->axis[AXIS_SHAPE], &number, 0)];
     s.shape = o->hidden || o->intermediate || experts || o->top_k || o->bias ? "own" : m->name;
     demand(cumoe_config_init(c));
     c->hidden_size = o->hidden ? o->hidden : m->hidden;

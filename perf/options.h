@@ -14,12 +14,11 @@ typedef struct axis {
 enum { PASS_BOTH, PASS_FORWARD, PASS_BACKWARD };
 
 typedef struct options {
-    const char *command;
     unsigned parts;
     bool capacity; /* what does not fit is no failure, and many experts get a gate of two levels */
     int backend, ordinal, threads, pass, seconds, list;
     int hidden, intermediate, top_k, bias; /* 0 = those of the shape */
-    axis_t shape, tokens, experts, type, activation, gate, skew, cache, launch;
+    axis_t axis[AXES];
     const char *blas, *json, *csv, *commit;
 } options_t;
 

@@ -29,7 +29,19 @@ enum {
 enum { CUMOE, DENSE, LOOP, CONTESTANTS };
 extern const char *const contestant_names[CONTESTANTS];
 
-/* The axes. NULL ends words. */
+/* The axes; those with more than one value are columns of the table. NULL ends words. */
+enum {
+    AXIS_SHAPE,
+    AXIS_TOKENS,
+    AXIS_EXPERTS,
+    AXIS_TYPE,
+    AXIS_ACTIVATION,
+    AXIS_GATE,
+    AXIS_SKEW,
+    AXIS_CACHE,
+    AXIS_LAUNCH,
+    AXES
+};
 enum { UNIFORM, ZIPF, ONE };
 extern const char *const skew_words[];
 enum { WARM, COLD };
@@ -136,8 +148,7 @@ bool dense_check(dense_t *dense, char *why, size_t why_size);
 /* FLOP a second of a large product. */
 double dense_peak(device_t *device, blas_t *blas, int type);
 
-/* ---- loop: the experts one after the other, gathered and scattered, products by the library; F32 on the CPU ----
- */
+/* ---- loop: the experts one after the other, gathered and scattered by hand; F32 on the CPU ---- */
 
 typedef struct loop loop_t;
 /* weights: of the layer, borrowed. NULL where it does not do what the subject does. */
@@ -226,22 +237,7 @@ typedef struct peaks {
     double bytes;        /* a second */
 } peaks_t;
 
-/* In the order of cumoe-perf's options; those that vary are columns of the table. */
-enum {
-    AXIS_SHAPE,
-    AXIS_TOKENS,
-    AXIS_EXPERTS,
-    AXIS_TYPE,
-    AXIS_ACTIVATION,
-    AXIS_GATE,
-    AXIS_SKEW,
-    AXIS_CACHE,
-    AXIS_LAUNCH,
-    AXES
-};
-
 typedef struct report {
-    const char *command; /* "layer" */
     device_t *device;
     const char *blas; /* the library, or why there is none */
     const char *commit;

@@ -1,9 +1,9 @@
 #!/bin/sh
 # cumoe-perf on the CPU with tiny layers: its results are right (it compares and counts itself), its files can be read
 # and have the same figures, and what is wrong gets a sentence and a status that is not 0.
-# usage: perf_test.sh PROGRAM
+# usage: perf_test.sh PROGRAM WRONG_BLAS
 set -u
-program=$1
+program=$1 wrong=$2
 bad=0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -69,6 +69,8 @@ small='--hidden 33 --intermediate 45 --experts 5 --top-k 2'
     says 1 'there are no graphs' layer $small --tokens 2 --launch graph --seconds 0 --backend cpu
     CUDA_VISIBLE_DEVICES='' says 77 'CUDA' layer --backend cuda
     says 0 'no dense products to compare with' layer $small --tokens 2 --seconds 0 --blas "$work/none.so"
+    says 1 'wrong: the loop over experts and the layer differ by' layer $small --tokens 3 --seconds 0 --blas "$wrong"
+    says 1 'wrong: a dense product of up is not' up $small --tokens 3 --seconds 0 --blas "$wrong"
     says 0 '| olmoe | 2048 | 1024 | 64 | 8 | swiglu | softmax-topk | no |' --list
     says 0 ': down, down_backward' --list
     says 0 '--activation' --help

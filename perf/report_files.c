@@ -18,67 +18,55 @@ static double known(double value)
     return value > 0 ? value : NAN;
 }
 
-static field_t *add_number(field_t *field, const char *key, double number)
-{
-    *field = (field_t){key, NULL, number};
-    return field + 1;
-}
-
-static field_t *add_text(field_t *field, const char *key, const char *text)
-{
-    *field = (field_t){key, text, 0};
-    return field + 1;
-}
-
-static field_t *add_subject(field_t *f, const subject_t *s, const counts_t *counts)
-{
-    const cumoe_config_t *c = &s->config;
-    f = add_text(f, "shape", s->shape);
-    f = add_number(f, "T", (double)s->num_tokens);
-    f = add_number(f, "H", c->hidden_size);
-    f = add_number(f, "I", c->intermediate_size);
-    f = add_number(f, "E", c->num_experts);
-    f = add_number(f, "K", c->top_k);
-    f = add_number(f, "G", c->num_groups);
-    f = add_text(f, "dtype", type_words[s->type]);
-    f = add_text(f, "activation", activation_words[c->activation]);
-    f = add_number(f, "bias", c->expert_bias);
-    f = add_text(f, "gate", gate_words[c->gate]);
-    f = add_text(f, "skew", skew_words[s->skew]);
-    f = add_text(f, "cache", cache_words[s->cache]);
-    f = add_text(f, "launch", launch_words[s->launch]);
-    f = add_number(f, "rows", (double)counts->rows);
-    f = add_number(f, "experts_with_rows", (double)counts->experts);
-    return add_number(f, "most_rows", (double)counts->most);
-}
-
 static int list_fields(const row_t *r, field_t fields[MOST_FIELDS])
 {
-    const spread_t *t = &r->times->seconds, *dense = &r->times->ratio[DENSE], *loop = &r->times->ratio[LOOP];
-    field_t *f = add_subject(fields, r->subject, &r->counts);
-    f = add_text(f, "contestant", contestant_names[r->contestant]);
-    f = add_text(f, "part", part_names[r->part]);
-    f = add_number(f, "samples", r->times->samples);
-    f = add_number(f, "calls", r->times->calls);
-    f = add_number(f, "ms", 1e3 * t->median);
-    f = add_number(f, "ms_p95", 1e3 * t->p95);
-    f = add_number(f, "ms_min", 1e3 * t->min);
-    f = add_number(f, "ms_max", 1e3 * t->max);
-    f = add_number(f, "flop", r->work.flop);
-    f = add_number(f, "bytes", known(r->work.bytes));
-    f = add_number(f, "tflops", 1e-12 * r->flops);
-    f = add_number(f, "gbps", known(1e-9 * r->bytes));
-    f = add_number(f, "floor_ms", known(1e3 * r->floor));
-    f = add_number(f, "of_floor", known(r->of_floor));
-    f = add_number(f, "of_peak", known(r->of_peak));
-    f = add_number(f, "of_dense", known(dense->median));
-    f = add_number(f, "of_dense_min", known(dense->min));
-    f = add_number(f, "of_dense_max", known(dense->max));
-    f = add_number(f, "of_loop", known(loop->median));
-    f = add_number(f, "of_loop_min", known(loop->min));
-    f = add_number(f, "of_loop_max", known(loop->max));
-    f = add_number(f, "error", r->error);
-    return (int)(f - fields);
+    const subject_t *s = r->subject;
+    const cumoe_config_t *c = &s->config;
+    const times_t *t = r->times;
+    const spread_t *dense = &t->ratio[DENSE], *loop = &t->ratio[LOOP];
+    const field_t list[] = {
+        {"shape", s->shape, 0},
+        {"T", NULL, (double)s->num_tokens},
+        {"H", NULL, c->hidden_size},
+        {"I", NULL, c->intermediate_size},
+        {"E", NULL, c->num_experts},
+        {"K", NULL, c->top_k},
+        {"G", NULL, c->num_groups},
+        {"dtype", type_words[s->type], 0},
+        {"activation", activation_words[c->activation], 0},
+        {"bias", NULL, c->expert_bias},
+        {"gate", gate_words[c->gate], 0},
+        {"skew", skew_words[s->skew], 0},
+        {"cache", cache_words[s->cache], 0},
+        {"launch", launch_words[s->launch], 0},
+        {"rows", NULL, (double)r->counts.rows},
+        {"experts_with_rows", NULL, (double)r->counts.experts},
+        {"most_rows", NULL, (double)r->counts.most},
+        {"contestant", contestant_names[r->contestant], 0},
+        {"part", part_names[r->part], 0},
+        {"samples", NULL, t->samples},
+        {"calls", NULL, t->calls},
+        {"ms", NULL, 1e3 * t->seconds.median},
+        {"ms_p95", NULL, 1e3 * t->seconds.p95},
+        {"ms_min", NULL, 1e3 * t->seconds.min},
+        {"ms_max", NULL, 1e3 * t->seconds.max},
+        {"flop", NULL, r->work.flop},
+        {"bytes", NULL, known(r->work.bytes)},
+        {"tflops", NULL, 1e-12 * r->flops},
+        {"gbps", NULL, known(1e-9 * r->bytes)},
+        {"floor_ms", NULL, known(1e3 * r->floor)},
+        {"of_floor", NULL, known(r->of_floor)},
+        {"of_peak", NULL, known(r->of_peak)},
+        {"of_dense", NULL, known(dense->median)},
+        {"of_dense_min", NULL, known(dense->min)},
+        {"of_dense_max", NULL, known(dense->max)},
+        {"of_loop", NULL, known(loop->median)},
+        {"of_loop_min", NULL, known(loop->min)},
+        {"of_loop_max", NULL, known(loop->max)},
+        {"error", NULL, r->error},
+    };
+    memcpy(fields, list, sizeof list);
+    return (int)(sizeof list / sizeof *list);
 }
 
 static void json_string(FILE *file, const char *text)
@@ -98,7 +86,7 @@ static void json_row(FILE *file, const field_t *fields, int count, bool first)
         fprintf(file, "%s\"%s\": ", i ? ", " : "", fields[i].key);
         if (fields[i].text) {
             json_string(file, fields[i].text);
-        } else if (isnan(fields[i].number)) {
+        } else if (!isfinite(fields[i].number)) {
             fputs("null", file);
         } else {
             fprintf(file, "%.10g", fields[i].number);
@@ -115,7 +103,7 @@ static void csv_row(FILE *file, const field_t *fields, int count, bool first)
         if (i) fputc(',', file);
         if (fields[i].text) {
             fputs(fields[i].text, file);
-        } else if (!isnan(fields[i].number)) {
+        } else if (isfinite(fields[i].number)) {
             fprintf(file, "%.10g", fields[i].number);
         }
     }
