@@ -46,8 +46,6 @@ static inline bool goes_back(const bench_t *b)
 
 /* An array of the device on the host, to be freed. */
 void *bench_download(const bench_t *bench, const void *device, size_t size);
-/* One call of the library. */
-void bench_call(bench_t *bench, int part);
 /* y, dx and gradients of some tokens and columns from the formulas: the largest relative error, and the largest
  * that rounding explains. */
 double check_sample(const bench_t *bench, double *tolerance);

@@ -62,7 +62,7 @@ static cumoe_status_t call(bench_t *b, int part)
     }
 }
 
-void bench_call(bench_t *b, int part)
+static void call_cumoe(bench_t *b, int part)
 {
     perf_check(call(b, part));
     if (part == OPTIMIZER) b->optimizer.values.step++;
@@ -85,11 +85,11 @@ void bench_enqueue(bench_t *b, int contestant, int part)
     } else if (contestant == LOOP) {
         call_loop(b, part);
     } else if (b->subject.launch == CALL) {
-        bench_call(b, part);
+        call_cumoe(b, part);
     } else {
         if (!b->graph[part]) {
             device_start_graph(b->device);
-            bench_call(b, part);
+            call_cumoe(b, part);
             b->graph[part] = device_stop_graph(b->device);
         }
         device_launch(b->device, b->graph[part]);
@@ -198,7 +198,7 @@ bool bench_check(bench_t *b, double *error, char *why, size_t why_size)
 {
     for (int part = 0; part < NUM_PARTS; part++) { /* FORWARD after INFERENCE, whose y is another */
         if (part == BOTH || bench_left_out(b, part) || (!goes_back(b) && OF_BACKWARD >> part & 1)) continue;
-        if (part != OPTIMIZER || has_part(&b->subject, OPTIMIZER)) bench_call(b, part);
+        if (part != OPTIMIZER || has_part(&b->subject, OPTIMIZER)) call_cumoe(b, part);
     }
     count_rows(b);
     double tolerance;

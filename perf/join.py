@@ -62,7 +62,7 @@ def layer_table(run):
             continue
         seen.add(results.what(row))
         beside = peers.get((*sizes_of(row), row["part"]), {})
-        floor = "-" if row["of_floor"] is None else f"{row['of_floor']:.2f}"
+        floor = f"{row['of_floor']:.2f}" if row.get("of_floor") else "-"
         cells = [row["dtype"], row["activation"], row["T"], row["part"], f"{row['tflops'] * factor:.4g}", floor,
                  ratio(row, "of_dense"), ratio(row, "of_loop")]
         cells += [f"{beside[name]:.2f}" if name in beside else "-" for name in names]
@@ -74,8 +74,8 @@ def capacity_table(run):
     yield "|---:|---|---:|---:|---:|---:|"
     for row in run["capacity"]["rows"]:
         if row["contestant"] == "cumoe" and row["part"] == "forward":
-            time, floor = (1e6 * (row[key] or 0) / row["T"] for key in ("ms", "floor_ms"))
-            yield f"| {row['E']} | {row['gate']} | {time:.4g} | {floor:.4g} | {row['of_floor']:.2f} | {ratio(row, 'of_dense')} |"
+            time, floor = (1e6 * row.get(key, 0) / row["T"] for key in ("ms", "floor_ms"))
+            yield f"| {row['E']} | {row['gate']} | {time:.4g} | {floor:.4g} | {floor / time:.2f} | {ratio(row, 'of_dense')} |"
     for about, why in run["capacity"]["not_measured"].items():
         yield f"\nNot measured: {about}: {why}"
 
@@ -114,7 +114,7 @@ def gpus(folder):
         run = {"layer": results.load_file(path)}
         if run["layer"]["backend"] != "cuda":
             continue
-        rows = [row for row in layer_rows(run) if row["of_dense"]]
+        rows = [row for row in layer_rows(run) if row.get("of_dense")]
         best = {part: max((row for row in rows if row["part"] == part), key=lambda row: row["T"]) for part in PARTS if rows}
         reached = ", ".join(f"{part} {row['of_dense']:.2f} of dense" for part, row in best.items())
         yield f"- {results.device_of(run['layer'])}: {reached or 'without dense products beside it'}: `{path.with_name('joined.md')}`"
@@ -142,7 +142,7 @@ def main():
     stale = [] if path.exists() and path.read_text(encoding="utf-8") == text else [path]
     stale += stale_pictures(args.folder)
     for file in stale:
-        print(f"{file}: is not of the results beside it: perf/record.sh --again {args.folder}")
+        print(f"{file}: is not of the results beside it: perf/record.sh --all")
     return 1 if stale else 0
 
 

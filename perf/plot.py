@@ -80,7 +80,7 @@ def draw_capacity(pyplot, run):
     experts = [row["E"] for row in rows]
     axis.loglog(experts, [1e6 * row["ms"] / row["T"] for row in rows], marker="o", color=COLOURS["cumoe"],
                 label="cumoe, forward in training")
-    floors = [(row["E"], 1e6 * row["floor_ms"] / row["T"]) for row in rows if row["floor_ms"]]
+    floors = [(row["E"], 1e6 * row["floor_ms"] / row["T"]) for row in rows if row.get("floor_ms")]
     if floors:
         axis.loglog(*zip(*floors), linestyle="--", color=COLOURS["dense"], label="floor: bytes or operations")
     axis.set_xlabel("E, experts; as many operations for each token")
@@ -224,6 +224,8 @@ def main():
         figure = draw(pyplot, run) if SOURCES[picture][0] in run else None
         if figure:
             figure.suptitle(results.device_of(run[SOURCES[picture][0]]), fontsize=8)
+            for axis in figure.axes:
+                axis.minorticks_off()  # a third of the file
             figure.tight_layout()
             figure.savefig(args.folder / f"{picture}.svg", metadata={"Date": None, "Description": mark_of(args.folder, picture)})
             pyplot.close(figure)

@@ -79,17 +79,22 @@ static void json_string(FILE *file, const char *text)
     fputc('"', file);
 }
 
+/* Counts exactly, what is measured as far as it means something. */
+static void print_number(FILE *file, double number)
+{
+    fprintf(file, number == floor(number) ? "%.15g" : "%.6g", number);
+}
+
 static void json_row(FILE *file, const field_t *fields, int count, bool first)
 {
     fputs(first ? "\n  {" : ",\n  {", file);
     for (int i = 0; i < count; i++) {
+        if (!fields[i].text && !isfinite(fields[i].number)) continue;
         fprintf(file, "%s\"%s\": ", i ? ", " : "", fields[i].key);
         if (fields[i].text) {
             json_string(file, fields[i].text);
-        } else if (!isfinite(fields[i].number)) {
-            fputs("null", file);
         } else {
-            fprintf(file, "%.10g", fields[i].number);
+            print_number(file, fields[i].number);
         }
     }
     fputc('}', file);
@@ -104,7 +109,7 @@ static void csv_row(FILE *file, const field_t *fields, int count, bool first)
         if (fields[i].text) {
             fputs(fields[i].text, file);
         } else if (isfinite(fields[i].number)) {
-            fprintf(file, "%.10g", fields[i].number);
+            print_number(file, fields[i].number);
         }
     }
     fputc('\n', file);
