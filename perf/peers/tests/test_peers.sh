@@ -55,6 +55,8 @@ if "$python" -c 'import torch' 2>/dev/null; then
     expect 1 '--json .*: .*No such file' "$python" peers.py $small --json "$work/none/rows.json"
     echo '{"rows": [' >"$work/damaged.json"
     expect 1 '--json .*damaged.json: ' "$python" peers.py $small --resume --json "$work/damaged.json"
+    echo '{"rows": [], "not_measured": {}}' >"$work/old.json"
+    expect 1 '--json .*old.json: has format None' "$python" peers.py $small --resume --json "$work/old.json"
     expect 0 'no time left' "$python" peers.py $small --contestants loop --budget 0.0001
     hostile off 1 'wrong: grouped_mm is off by 0.01'
     hostile gradient 1 'wrong: grouped_mm'
