@@ -74,14 +74,13 @@ static size_t element_size(int type)
 static void *random_array(device_t *device, int type, size_t bytes)
 {
     enum { BLOCK = 1 << 20 };
-    const cumoe_dtype_t dtype = type == TYPE_BF16 ? CUMOE_BF16 : type == TYPE_F16 ? CUMOE_F16 : CUMOE_F32;
-    void *array = NULL, *block = malloc(BLOCK * element_size(type));
+    const size_t block_size = BLOCK * element_size(type);
+    void *array = NULL, *block = malloc(block_size);
     if (!block) abort();
     if (cumoe_memory_alloc(device->handle, bytes, &array) == CUMOE_SUCCESS) {
-        input_values(dtype, BLOCK, 5, block);
-        for (size_t at = 0; at < bytes; at += BLOCK * element_size(type)) {
-            const size_t left = bytes - at,
-                         size = left < BLOCK * element_size(type) ? left : BLOCK * element_size(type);
+        input_values(dtype_of(type), BLOCK, 5, block);
+        for (size_t at = 0; at < bytes; at += block_size) {
+            const size_t size = bytes - at < block_size ? bytes - at : block_size;
             perf_check(cumoe_memory_copy(device->handle, (char *)array + at, block, size, CUMOE_COPY_TO_DEVICE,
                                          device->stream));
         }
@@ -145,7 +144,7 @@ static float read_element(const dense_t *d, int type, const void *array, int64_t
     perf_check(cumoe_memory_copy(d->device->handle, &bits, (const char *)array + (size_t)index * element_size(type),
                                  element_size(type), CUMOE_COPY_TO_HOST, d->device->stream));
     device_wait(d->device);
-    return input_widen(type == TYPE_BF16 ? CUMOE_BF16 : type == TYPE_F16 ? CUMOE_F16 : CUMOE_F32, bits);
+    return input_widen(dtype_of(type), bits);
 }
 
 /* The last element of a product, cut down to a size that is read quickly. */

@@ -197,7 +197,7 @@ subject_t options_subject(const options_t *o, int number)
     c->gate = (cumoe_gate_kind_t)(gate >= 0 ? gate : two_levels);
     c->top_k = c->gate == CUMOE_GATE_SOFTMAX ? c->num_experts : o->top_k ? o->top_k : m->top_k;
     if (c->gate == CUMOE_GATE_HIERARCHICAL) choose_groups(c);
-    c->dtype = s.type == TYPE_BF16 ? CUMOE_BF16 : s.type == TYPE_F16 ? CUMOE_F16 : CUMOE_F32;
+    c->dtype = dtype_of(s.type);
     c->compute = s.type == TYPE_TF32 ? CUMOE_COMPUTE_TF32 : CUMOE_COMPUTE_EXACT;
     c->expert_bias = o->bias || m->bias;
     c->max_threads = o->threads;

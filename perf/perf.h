@@ -50,6 +50,10 @@ enum { CALL, GRAPH };
 extern const char *const launch_words[];
 extern const char *const type_words[]; /* "bf16", "f16", "f32", "tf32" */
 enum { TYPE_BF16, TYPE_F16, TYPE_F32, TYPE_TF32, TYPES };
+static inline cumoe_dtype_t dtype_of(int type)
+{
+    return type == TYPE_BF16 ? CUMOE_BF16 : type == TYPE_F16 ? CUMOE_F16 : CUMOE_F32;
+}
 
 /* What is measured together: one layer, one T, some parts. */
 typedef struct subject {
