@@ -46,12 +46,12 @@ cumoe_status_t run(const char *function, const cumoe_context_t &context, const E
     return call.status(function, call.error() != cudaSuccess ? call.error() : enqueue());
 }
 
-#define STAGE(name, function)                                                                                      \
-    cumoe_status_t run_##name(const cumoe_context_t *context, const cumoe_##name##_args_t *args,                   \
-                              cumoe_stream_t stream)                                                               \
+#define CALL(name, args_t, function)                                                                               \
+    cumoe_status_t run_##name(const cumoe_context_t *context, const args_t *args, cumoe_stream_t stream)           \
     {                                                                                                              \
         return run(function, *context, [=] { return name(*context, *args, stream); });                             \
     }
+#define STAGE(name, function) CALL(name, cumoe_##name##_args_t, function)
 STAGE(gate, "cumoe_gate")
 STAGE(permute, "cumoe_permute")
 STAGE(up, "cumoe_experts_up")
@@ -61,7 +61,20 @@ STAGE(down_backward, "cumoe_experts_down_backward")
 STAGE(gate_backward, "cumoe_gate_backward")
 STAGE(up_backward, "cumoe_experts_up_backward")
 STAGE(permute_backward, "cumoe_permute_backward")
+CALL(gate_finish, cumoe_gate_args_t, "cumoe_gate")
+CALL(dispatch_mark, cumoe_dispatch_args_t, "dispatch_mark")
+CALL(dispatch_count, cumoe_dispatch_args_t, "dispatch_count")
+CALL(dispatch_pack, cumoe_dispatch_args_t, "dispatch_pack")
+CALL(arrive_begin, cumoe_arrive_args_t, "arrive_begin")
+CALL(arrive_end, cumoe_arrive_args_t, "arrive_end")
+CALL(gather, cumoe_gather_args_t, "gather")
 #undef STAGE
+#undef CALL
+
+int list_gate_sums(const cumoe_context_t *context, const cumoe_gate_args_t *args, cumoe_sum_t *sums)
+{
+    return gate_sums(*context, *args, *reinterpret_cast<cumoe_sum_t(*)[CUMOE_GATE_MAX_SUMS]>(sums));
+}
 
 cumoe_status_t run_gate_bias_update(const cumoe_context_t *context, void *gate_bias, const int32_t *expert_count,
                                     float rate, cumoe_stream_t stream)
@@ -135,6 +148,14 @@ constexpr cumoe_backend_ops_t make_table()
     table.gate_backward = run_gate_backward;
     table.up_backward = run_up_backward;
     table.permute_backward = run_permute_backward;
+    table.gate_sums = list_gate_sums;
+    table.gate_finish = run_gate_finish;
+    table.dispatch_mark = run_dispatch_mark;
+    table.dispatch_count = run_dispatch_count;
+    table.dispatch_pack = run_dispatch_pack;
+    table.arrive_begin = run_arrive_begin;
+    table.arrive_end = run_arrive_end;
+    table.gather = run_gather;
     table.gate_bias_update = run_gate_bias_update;
     table.weights_init = run_weights_init;
     table.optimizer_step = run_optimizer_step;

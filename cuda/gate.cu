@@ -83,6 +83,7 @@ GateScratch gate_scratch(const cumoe_context_t &context, int64_t num_tokens, boo
         take(s.counter, kGateCounters);
         take(s.share, cumoe__has_shares(c.gate) ? E : 0);
         take(s.square, cumoe__has_shares(c.gate) ? static_cast<size_t>(num_tokens) : 0, real);
+        take(s.square_sum, 1);
     }
     if (c.gate != CUMOE_GATE_EXTERNAL) {
         const int64_t block = gate_block(level.config, num_tokens, values);
@@ -299,67 +300,92 @@ uint64_t *units(int64_t *sums)
     return reinterpret_cast<uint64_t *>(sums);
 }
 
-template <typename Real>
-cudaError_t run_gate(const cumoe_context_t &context, const cumoe_gate_args_t &args, int64_t values,
-                     cudaStream_t stream)
+/* What a call works with, in all its parts. */
+struct GateParts {
+    GateScratch scratch;
+    GateFacts facts, primary_facts;
+    GateSums sums, primary_sums;
+    PrimarySums primary;
+    bool shares; // and their losses
+};
+
+GateParts parts_of(const cumoe_context_t &context, const cumoe_gate_args_t &args, int64_t values)
 {
     const cumoe_config_t &c = context.config;
     const cumoe_routing_t &routing = args.routing;
-    const GateScratch scratch = gate_scratch(context, args.num_tokens, false, args.workspace, values);
     const bool groups = c.gate == CUMOE_GATE_HIERARCHICAL;
-    const GateFacts facts = gate_facts(groups ? gate_level(context, false).config : c, args.weights, args.training);
-    const bool shares = facts.shares && args.losses; // and their losses
-    GateSums sums = {units(routing.importance), nullptr, scratch.count, scratch.counter, units(routing.tokens)};
-    if (facts.dense) sums.every = sums.importance;
-    if (facts.smooth) sums.every = units(routing.load);
-    if (shares) sums.every = scratch.share;
-    GateFacts primary_facts = {};
-    GateSums primary_sums = sums;
-    PrimarySums primary = {};
-    if (groups) {
-        primary_facts =
-            gate_facts(gate_level(context, true).config, args.weights, args.training, CUMOE_NOISE_PRIMARY);
-        primary_sums.importance = scratch.groups.importance;
-        primary_sums.every = primary_facts.smooth ? units(routing.primary_load) : nullptr;
-        primary_sums.count = reinterpret_cast<uint32_t *>(routing.primary_count);
-        primary = {c.num_groups, facts.num_experts, routing.primary_load, routing.primary_count};
-    }
+    GateParts p = {};
+    p.scratch = gate_scratch(context, args.num_tokens, false, args.workspace, values);
+    p.facts = gate_facts(groups ? gate_level(context, false).config : c, args.weights, args.training);
+    p.shares = p.facts.shares && args.losses;
+    p.sums = {units(routing.importance), nullptr, p.scratch.count, p.scratch.counter, units(routing.tokens)};
+    if (p.facts.dense) p.sums.every = p.sums.importance;
+    if (p.facts.smooth) p.sums.every = units(routing.load);
+    if (p.shares) p.sums.every = p.scratch.share;
+    p.primary_sums = p.sums;
+    if (!groups) return p;
+    p.primary_facts =
+        gate_facts(gate_level(context, true).config, args.weights, args.training, CUMOE_NOISE_PRIMARY);
+    p.primary_sums.importance = p.scratch.groups.importance;
+    p.primary_sums.every = p.primary_facts.smooth ? units(routing.primary_load) : nullptr;
+    p.primary_sums.count = reinterpret_cast<uint32_t *>(routing.primary_count);
+    p.primary = {c.num_groups, p.facts.num_experts, routing.primary_load, routing.primary_count};
+    return p;
+}
 
-    const cumoe_call_t given = {args.seed, args.offset, args.first_token, args.num_tokens};
-    const unsigned blocks = static_cast<unsigned>((c.num_experts + kBeginThreads - 1) / kBeginThreads);
-    cudaError_t error =
-        launch({dim3(blocks), dim3(kBeginThreads), stream}, gate_begin_kernel, given, args.call, args.num_tokens,
-               routing.call, c.num_experts, sums, primary.num_groups, primary_sums);
-    if (error != cudaSuccess) return error;
-    double *threshold_loss = nullptr;
-    if (c.gate == CUMOE_GATE_EXTERNAL)
-        error = route_external<Real>(context, args, sums, stream);
-    else if (c.gate == CUMOE_GATE_BALANCED)
-        error = route_balanced<Real>(context, args, values, scratch, sums, &threshold_loss, stream);
-    else if (groups)
-        error =
-            route_groups<Real>(context, args, facts, primary_facts, values, scratch, sums, primary_sums, stream);
-    else
-        error = route_tokens<Real>(context, args, facts, values, scratch, sums, stream);
-    if (error != cudaSuccess) return error;
-
+/* From the sums over the tokens of all ranks. threshold_loss: [E] of BALANCED, or NULL. */
+template <typename Real>
+cudaError_t finish(const cumoe_context_t &context, const cumoe_gate_args_t &args, const GateParts &parts,
+                   const double *threshold_loss, cudaStream_t stream)
+{
+    const cumoe_config_t &c = context.config;
     const GateOutputs out = {args.expert_count,
                              args.importance,
                              args.load,
                              args.losses,
                              args.statistics,
-                             routing.importance,
-                             routing.load,
-                             shares ? reinterpret_cast<const int64_t *>(scratch.share) : nullptr,
-                             scratch.square,
+                             args.routing.importance,
+                             args.routing.load,
+                             parts.shares ? reinterpret_cast<const int64_t *>(parts.scratch.share) : nullptr,
+                             parts.scratch.square,
+                             context.ranks.count > 1 ? parts.scratch.square_sum : nullptr,
                              args.num_tokens,
                              threshold_loss,
-                             primary,
-                             facts.smooth,
-                             primary_facts.smooth,
+                             parts.primary,
+                             parts.facts.smooth,
+                             parts.primary_facts.smooth,
                              c.gate != CUMOE_GATE_EXTERNAL};
     return launch({dim3(1), dim3(kSumThreads), stream, shared_bytes<SumArrays>()}, gate_finish_kernel<Real>,
-                  c.num_experts, sums, out);
+                  c.num_experts, parts.sums, out);
+}
+
+template <typename Real>
+cudaError_t run_gate(const cumoe_context_t &context, const cumoe_gate_args_t &args, int64_t values,
+                     cudaStream_t stream)
+{
+    const cumoe_config_t &c = context.config;
+    const GateParts parts = parts_of(context, args, values);
+    const cumoe_call_t given = {args.seed, args.offset, args.first_token, args.num_tokens};
+    const unsigned blocks = static_cast<unsigned>((c.num_experts + kBeginThreads - 1) / kBeginThreads);
+    cudaError_t error =
+        launch({dim3(blocks), dim3(kBeginThreads), stream}, gate_begin_kernel, given, args.call, args.num_tokens,
+               args.routing.call, c.num_experts, parts.sums, parts.primary.num_groups, parts.primary_sums);
+    if (error != cudaSuccess) return error;
+    double *threshold_loss = nullptr;
+    if (c.gate == CUMOE_GATE_EXTERNAL)
+        error = route_external<Real>(context, args, parts.sums, stream);
+    else if (c.gate == CUMOE_GATE_BALANCED)
+        error = route_balanced<Real>(context, args, values, parts.scratch, parts.sums, &threshold_loss, stream);
+    else if (c.gate == CUMOE_GATE_HIERARCHICAL)
+        error = route_groups<Real>(context, args, parts.facts, parts.primary_facts, values, parts.scratch,
+                                   parts.sums, parts.primary_sums, stream);
+    else
+        error = route_tokens<Real>(context, args, parts.facts, values, parts.scratch, parts.sums, stream);
+    if (error != cudaSuccess) return error;
+    if (context.ranks.count == 1) return finish<Real>(context, args, parts, threshold_loss, stream);
+    if (!parts.shares) return cudaSuccess;
+    return launch({dim3(1), dim3(kSumThreads), stream, shared_bytes<SumArrays>()}, gate_squares_kernel<Real>,
+                  static_cast<const Real *>(parts.scratch.square), args.num_tokens, parts.scratch.square_sum);
 }
 
 } // namespace
@@ -374,6 +400,37 @@ cudaError_t gate_by_blocks(const cumoe_context_t &context, const cumoe_gate_args
 cudaError_t gate(const cumoe_context_t &context, const cumoe_gate_args_t &args, cudaStream_t stream)
 {
     return gate_by_blocks(context, args, kGateValues, stream);
+}
+
+int gate_sums(const cumoe_context_t &context, const cumoe_gate_args_t &args,
+              cumoe_sum_t (&sums)[CUMOE_GATE_MAX_SUMS])
+{
+    const cumoe_config_t &c = context.config;
+    const GateParts parts = parts_of(context, args, kGateValues);
+    const cumoe_routing_t &routing = args.routing;
+    const int64_t E = c.num_experts, G = c.num_groups;
+    const cumoe_sum_t list[] = {
+        {routing.tokens, 1, CUMOE_I64},
+        {routing.importance, E, CUMOE_I64},
+        {parts.facts.smooth ? routing.load : nullptr, E, CUMOE_I64},
+        {parts.primary_facts.smooth ? routing.primary_load : nullptr, G, CUMOE_I64},
+        {routing.primary_count, G, CUMOE_I32},
+        {parts.scratch.count, E, CUMOE_I32},
+        {parts.scratch.counter, kGateCounters, CUMOE_I64},
+        {parts.shares ? parts.scratch.share : nullptr, E, CUMOE_I64},
+        {parts.shares ? parts.scratch.square_sum : nullptr, 1, CUMOE_F64},
+    };
+    static_assert(sizeof list <= sizeof sums, "there is room");
+    int count = 0;
+    for (const cumoe_sum_t &sum : list) sums[count++] = sum;
+    return count;
+}
+
+cudaError_t gate_finish(const cumoe_context_t &context, const cumoe_gate_args_t &args, cudaStream_t stream)
+{
+    const GateParts parts = parts_of(context, args, kGateValues);
+    return context.config.dtype == CUMOE_F64 ? finish<double>(context, args, parts, nullptr, stream)
+                                             : finish<float>(context, args, parts, nullptr, stream);
 }
 
 } // namespace cumoe

@@ -130,19 +130,20 @@ struct GroupScratch {
 };
 
 struct GateScratch {
-    void *logits;      // [block, E or 2E] gate type; backward: their gradients, in place. HIERARCHICAL: G for E
-    void *rows;        // [grid, 1 or 2, 4 quads] gate type, where a block decides a row
-    uint32_t *count;   // [E] rows per expert; forward
-    uint64_t *counter; // [kGateCounters] forward
-    uint64_t *share;   // [E] sums of p, fixed point, where there are shares; forward
-    void *square;      // [T] gate type, of the z loss, where there are shares; forward
-    void *dimportance; // [E] gate type; backward
-    void *dload;       // [E] gate type; backward
-    int32_t *has_load; // [2] whether the load loss has gradients, and by primary loads; backward
-    void *dz;          // [1] gate type, of the z loss; backward
-    int32_t *counted;  // [block] tokens that are not padding; backward
-    int32_t *offset;   // [slices + 1] where slices of them begin; backward
-    void *slice;       // [slices, E, H] gate type, their gradients, where there are several; backward
+    void *logits;       // [block, E or 2E] gate type; backward: their gradients, in place. HIERARCHICAL: G for E
+    void *rows;         // [grid, 1 or 2, 4 quads] gate type, where a block decides a row
+    uint32_t *count;    // [E] rows per expert; forward
+    uint64_t *counter;  // [kGateCounters] forward
+    uint64_t *share;    // [E] sums of p, fixed point, where there are shares; forward
+    void *square;       // [T] gate type, of the z loss, where there are shares; forward
+    double *square_sum; // [1] their sum, with several ranks; forward
+    void *dimportance;  // [E] gate type; backward
+    void *dload;        // [E] gate type; backward
+    int32_t *has_load;  // [2] whether the load loss has gradients, and by primary loads; backward
+    void *dz;           // [1] gate type, of the z loss; backward
+    int32_t *counted;   // [block] tokens that are not padding; backward
+    int32_t *offset;    // [slices + 1] where slices of them begin; backward
+    void *slice;        // [slices, E, H] gate type, their gradients, where there are several; backward
     GroupScratch groups;
     size_t size;
 };

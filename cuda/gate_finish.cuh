@@ -15,6 +15,7 @@ struct GateOutputs {
     int64_t *fixed_importance, *fixed_load; // [E] of the routing, never NULL
     const int64_t *fixed_share;             // [E] fixed point, and [T] gate type, where there are shares and losses
     const void *square;
+    const double *square_sum;     // [1] of the tokens of all ranks; NULL = to be made of square
     int64_t num_tokens;           // T
     const double *threshold_loss; // [E] terms of L_batchwise; NULL = 0
     PrimarySums primary;
@@ -34,14 +35,32 @@ __device__ __forceinline__ double switch_loss(const GateSums &sums, const int64_
            });
 }
 
-/* The mean over tokens of their squares. */
 template <typename Real>
-__device__ __forceinline__ double z_loss(const GateSums &sums, const Real *square, int64_t num_tokens,
-                                         const SumArrays &shared)
+__device__ __forceinline__ double sum_squares(const Real *square, int64_t num_tokens, const SumArrays &shared)
 {
     double total = 0;
     for (int64_t t = threadIdx.x; t < num_tokens; t += kSumThreads) total += static_cast<double>(square[t]);
-    total = block_sum(total, shared.real);
+    return block_sum(total, shared.real);
+}
+
+/* One block: the sum of this rank's squares. */
+template <typename Real>
+__global__ void __launch_bounds__(kSumThreads, 1)
+    gate_squares_kernel(const Real *square, int64_t num_tokens, double *square_sum)
+{
+    SharedArena arena;
+    const SumArrays shared(arena);
+    const double total = sum_squares(square, num_tokens, shared);
+    if (threadIdx.x == 0) *square_sum = total;
+}
+
+/* The mean over tokens of their squares. */
+template <typename Real>
+__device__ __forceinline__ double z_loss(const GateSums &sums, const GateOutputs &out, const SumArrays &shared)
+{
+    const double total = out.square_sum
+                             ? *out.square_sum
+                             : sum_squares(static_cast<const Real *>(out.square), out.num_tokens, shared);
     return *sums.tokens > 0 ? total / static_cast<double>(*sums.tokens) : 0;
 }
 
@@ -110,7 +129,7 @@ __global__ void __launch_bounds__(kSumThreads, 1)
     double of_shares = 0, of_squares = 0, of_thresholds = 0;
     if (out.fixed_share) {
         of_shares = switch_loss<Real>(sums, out.fixed_share, num_experts, shared);
-        of_squares = z_loss(sums, static_cast<const Real *>(out.square), out.num_tokens, shared);
+        of_squares = z_loss<Real>(sums, out, shared);
     }
     if (out.threshold_loss)
         of_thresholds = sum_of(num_experts, shared, [&](int32_t e) { return out.threshold_loss[e]; });

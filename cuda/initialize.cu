@@ -18,9 +18,9 @@ constexpr int kQuad = 4; // normals of a name
 enum : uint32_t { MATRIX_GATE = 1, MATRIX_UP, MATRIX_GLU, MATRIX_DOWN };
 
 struct Filling {
-    cumoe_matrix_t to; // [experts, rows, cols]
-    int64_t experts, rows, cols;
-    double std; // 0: zeros
+    cumoe_matrix_t to;                         // [experts, rows, cols]
+    int64_t first_expert, experts, rows, cols; // first: the number of the first among all ranks' experts
+    double std;                                // 0: zeros
     uint64_t seed;
     uint32_t matrix;
 };
@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(kThreads) fill_kernel(Filling filling)
         const int64_t expert = i / quads, quad = i - expert * quads;
         float normal[kQuad] = {};
         if (filling.std > 0)
-            cumoe_noise_normals(cumoe_noise_words(filling.seed, filling.matrix, static_cast<uint64_t>(quad), expert,
-                                                  CUMOE_NOISE_WEIGHTS, 0),
+            cumoe_noise_normals(cumoe_noise_words(filling.seed, filling.matrix, static_cast<uint64_t>(quad),
+                                                  filling.first_expert + expert, CUMOE_NOISE_WEIGHTS, 0),
                                 normal);
         int64_t row = quad * kQuad / filling.cols, col = quad * kQuad - row * filling.cols;
         for (int j = 0; j < kQuad; j++) {
@@ -67,12 +67,12 @@ class Filler
     }
     void fill(uint32_t matrix, const cumoe_matrix_t &to, int64_t rows, int64_t cols, double std)
     {
-        fill(matrix, to, context_.config.num_experts, rows, cols, std);
+        fill(matrix, to, context_.ranks.first_expert, context_.ranks.own_experts, rows, cols, std);
     }
-    /* Contiguous [rows, cols]; rows are what is called experts elsewhere. */
-    void zero(void *data, cumoe_dtype_t dtype, int64_t rows, int64_t cols)
+    /* Replicated, contiguous [rows, cols]; rows are what is called experts elsewhere. */
+    void fill_gate(void *data, cumoe_dtype_t dtype, int64_t rows, int64_t cols, double std)
     {
-        fill(MATRIX_GATE, {data, dtype, cols, cols, 1}, rows, 1, cols, 0);
+        fill(MATRIX_GATE, {data, dtype, cols, cols, 1}, 0, rows, 1, cols, std);
     }
     cudaError_t error() const
     {
@@ -80,13 +80,14 @@ class Filler
     }
 
   private:
-    void fill(uint32_t matrix, const cumoe_matrix_t &to, int64_t experts, int64_t rows, int64_t cols, double std)
+    void fill(uint32_t matrix, const cumoe_matrix_t &to, int64_t first, int64_t experts, int64_t rows, int64_t cols,
+              double std)
     {
         if (!to.data || error_ != cudaSuccess) return;
         const int64_t quads = (rows * cols + kQuad - 1) / kQuad;
         const dim3 blocks = resident_blocks(context_, (experts * quads + kThreads - 1) / kThreads, kBlocksPerSm);
-        error_ =
-            launch({blocks, kThreads, stream_}, fill_kernel, Filling{to, experts, rows, cols, std, seed_, matrix});
+        error_ = launch({blocks, kThreads, stream_}, fill_kernel,
+                        Filling{to, first, experts, rows, cols, std, seed_, matrix});
     }
     const cumoe_context_t &context_;
     uint64_t seed_;
@@ -104,13 +105,13 @@ cudaError_t weights_init(const cumoe_context_t &context, uint64_t seed, const cu
     const double gate_std = cumoe__is_noisy(config->gate) ? 0 : 0.02;
     const double up_std = 1 / std::sqrt(static_cast<double>(H)), down_std = 1 / std::sqrt(static_cast<double>(I));
     Filler filler(context, seed, stream);
-    filler.fill(MATRIX_GATE, {weights.w_gate, weights.gate_dtype, H, H, 1}, 1, H, gate_std);
     const cumoe_dtype_t gate = weights.gate_dtype, real = cumoe__gate_dtype(config);
-    filler.zero(weights.w_noise, gate, config->num_experts, H);
-    filler.zero(weights.w_gate_primary, gate, config->num_groups, H);
-    filler.zero(weights.w_noise_primary, gate, config->num_groups, H);
-    filler.zero(weights.thresholds, real, config->num_experts, 1);
-    filler.zero(weights.gate_bias, real, config->num_experts, 1);
+    filler.fill_gate(weights.w_gate, gate, config->num_experts, H, gate_std);
+    filler.fill_gate(weights.w_noise, gate, config->num_experts, H, 0);
+    filler.fill_gate(weights.w_gate_primary, gate, config->num_groups, H, 0);
+    filler.fill_gate(weights.w_noise_primary, gate, config->num_groups, H, 0);
+    filler.fill_gate(weights.thresholds, real, config->num_experts, 1, 0);
+    filler.fill_gate(weights.gate_bias, real, config->num_experts, 1, 0);
     const int halves = cumoe__is_glu(config->activation) ? 2 : 1;
     for (int glu = 0; glu < halves; glu++) {
         const uint32_t matrix = glu ? MATRIX_GLU : MATRIX_UP;

@@ -21,6 +21,7 @@ set(CUMOE_CUDA_SOURCES
   "${CMAKE_CURRENT_LIST_DIR}/experts_sums.cu"
   "${CMAKE_CURRENT_LIST_DIR}/experts_tf32.cu"
   "${CMAKE_CURRENT_LIST_DIR}/gemm_exact.cu"
+  "${CMAKE_CURRENT_LIST_DIR}/exchange.cu"
   "${CMAKE_CURRENT_LIST_DIR}/permute.cu")
 
 # What hangs on all of them: the table, and the device.

@@ -25,6 +25,15 @@ cudaError_t gate_backward(const cumoe_context_t &, const cumoe_gate_backward_arg
 cudaError_t up_backward(const cumoe_context_t &, const cumoe_up_backward_args_t &, cudaStream_t);
 cudaError_t permute_backward(const cumoe_context_t &, const cumoe_permute_backward_args_t &, cudaStream_t);
 
+int gate_sums(const cumoe_context_t &, const cumoe_gate_args_t &, cumoe_sum_t (&sums)[CUMOE_GATE_MAX_SUMS]);
+cudaError_t gate_finish(const cumoe_context_t &, const cumoe_gate_args_t &, cudaStream_t);
+cudaError_t dispatch_mark(const cumoe_context_t &, const cumoe_dispatch_args_t &, cudaStream_t);
+cudaError_t dispatch_count(const cumoe_context_t &, const cumoe_dispatch_args_t &, cudaStream_t);
+cudaError_t dispatch_pack(const cumoe_context_t &, const cumoe_dispatch_args_t &, cudaStream_t);
+cudaError_t arrive_begin(const cumoe_context_t &, const cumoe_arrive_args_t &, cudaStream_t);
+cudaError_t arrive_end(const cumoe_context_t &, const cumoe_arrive_args_t &, cudaStream_t);
+cudaError_t gather(const cumoe_context_t &, const cumoe_gather_args_t &, cudaStream_t);
+
 cudaError_t gate_bias_update(const cumoe_context_t &, void *gate_bias, const int32_t *expert_count, float rate,
                              cudaStream_t);
 cudaError_t weights_init(const cumoe_context_t &, uint64_t seed, const cumoe_weights_t &, cudaStream_t);

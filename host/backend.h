@@ -18,10 +18,17 @@
 extern "C" {
 #endif
 
+/* Who shares the experts of a layer; alone: 1 rank that has all. */
+typedef struct cumoe_ranks {
+    int32_t count, rank;
+    int32_t first_expert, own_experts; /* of this rank: the E that arrays of experts have */
+} cumoe_ranks_t;
+
 /* What every stage of a layer needs to know. */
 typedef struct cumoe_context {
     cumoe_config_t config; /* checked and complete: top_k and max_threads are never 0 */
     void *device;          /* the backend's own, from open() */
+    cumoe_ranks_t ranks;
 } cumoe_context_t;
 
 /* One array of parameters as an optimizer sees it: [experts, rows, cols] in any layout. Its state is contiguous and
@@ -34,6 +41,59 @@ typedef struct cumoe_parameter {
     void *row_mean, *col_mean; /* [experts, rows], [experts, cols]; NULL where not factored */
     void *average;             /* [experts] mean of row_mean; NULL where not factored */
 } cumoe_parameter_t;
+
+/* An array that becomes, on every rank, the sum of those of all ranks; integers wrap. */
+typedef struct cumoe_sum {
+    void *data; /* NULL = nothing to do */
+    int64_t count;
+    cumoe_dtype_t dtype; /* I32, I64, F32, F64 */
+} cumoe_sum_t;
+
+enum { CUMOE_GATE_MAX_SUMS = 12 };
+
+/* Rows of a rank's tokens go to the ranks that have their experts; a token goes once to a rank. Rows stand sorted
+ * by expert, and so by rank. The parts of the rows of a rank begin, in what is sent, behind those of lower ranks,
+ * or, with a capacity, at rank * capacity, and what they leave free is -1. A row that has no room there is dropped.
+ */
+typedef struct cumoe_dispatch_args {
+    int64_t num_tokens;      /* T of this rank */
+    int64_t capacity;        /* rows, and tokens, for a rank; 0 = as many as there are */
+    cumoe_routing_t routing; /* in   expert, weight, call */
+    cumoe_rows_t rows;  /* in   offset, slot_row. pack: slot_row becomes the place among what is sent, -1 = none */
+    int32_t *slot_rank; /* [S]  mark: rank of a slot, where it is the first of its token with that rank that has
+                           room; else -1 */
+    cumoe_rows_t
+        parcels;         /* in   count, pack: the tokens sorted by rank, from slot_rank: offset [W + 1], slot_row */
+    int32_t *count;      /* out  [W, 2] count: rows and tokens for each rank */
+    int32_t *expert;     /* out  [P] pack: number of a sent row's expert among those of its rank; with a capacity
+                            the caller has filled it with -1 */
+    int32_t *token;      /* out  [P] pack: number of a sent row's token among those for the same rank */
+    void *weight;        /* out  [P] gate type, pack */
+    int32_t *sent_token; /* out  [tokens sent] pack: filled as expert */
+    cumoe_statistics_t *statistics; /* out  [1] or NULL; pack: exchange_overflow */
+} cumoe_dispatch_args_t;
+
+/* What came: slots, each a row for an expert of this rank, sorted by expert by the stage permute, as if each were a
+ * token with one choice. */
+typedef struct cumoe_arrive_args {
+    int64_t num_slots;    /* N, all ranks together */
+    int64_t capacity;     /* as sent */
+    const int32_t *count; /* in   [W, 2] rows and tokens from each rank; without capacity */
+    const int32_t *token; /* in   [N] number among those of the same rank */
+    cumoe_call_t *call;   /* out  begin: N live tokens */
+    cumoe_rows_t rows;    /* end: in offset, slot_row; out row_token, among the tokens of all ranks */
+} cumoe_arrive_args_t;
+
+/* Row i of to = row index[i] of from, bit for bit; where index[i] < 0 zeros, or nothing. */
+typedef struct cumoe_gather_args {
+    const void *from;
+    int64_t from_stride; /* in elements */
+    void *to;            /* [count, width] */
+    const int32_t *index;
+    int64_t count, width; /* of elements */
+    size_t element;       /* bytes: 2, 4, 8 */
+    bool zeros;
+} cumoe_gather_args_t;
 
 typedef struct cumoe_backend_ops {
     /* Device. */
@@ -65,6 +125,17 @@ typedef struct cumoe_backend_ops {
     cumoe_status_t (*up_backward)(const cumoe_context_t *, const cumoe_up_backward_args_t *, cumoe_stream_t);
     cumoe_status_t (*permute_backward)(const cumoe_context_t *, const cumoe_permute_backward_args_t *,
                                        cumoe_stream_t);
+
+    /* Between ranks. With several, gate() leaves out what hangs on the tokens of all: gate_sums() lists the arrays
+     * that are to be added up, and gate_finish() with the same arguments does the rest. */
+    int (*gate_sums)(const cumoe_context_t *, const cumoe_gate_args_t *, cumoe_sum_t sums[CUMOE_GATE_MAX_SUMS]);
+    cumoe_status_t (*gate_finish)(const cumoe_context_t *, const cumoe_gate_args_t *, cumoe_stream_t);
+    cumoe_status_t (*dispatch_mark)(const cumoe_context_t *, const cumoe_dispatch_args_t *, cumoe_stream_t);
+    cumoe_status_t (*dispatch_count)(const cumoe_context_t *, const cumoe_dispatch_args_t *, cumoe_stream_t);
+    cumoe_status_t (*dispatch_pack)(const cumoe_context_t *, const cumoe_dispatch_args_t *, cumoe_stream_t);
+    cumoe_status_t (*arrive_begin)(const cumoe_context_t *, const cumoe_arrive_args_t *, cumoe_stream_t);
+    cumoe_status_t (*arrive_end)(const cumoe_context_t *, const cumoe_arrive_args_t *, cumoe_stream_t);
+    cumoe_status_t (*gather)(const cumoe_context_t *, const cumoe_gather_args_t *, cumoe_stream_t);
 
     /* Parameters. */
     cumoe_status_t (*gate_bias_update)(const cumoe_context_t *, void *gate_bias, const int32_t *expert_count,

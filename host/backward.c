@@ -1,6 +1,6 @@
 /* The backward pass: the stages of the forward pass the other way round. */
+#include "host/exchange.h"
 #include "host/kinds.h"
-#include "host/layout.h"
 
 static const char function[] = "cumoe_layer_backward";
 
@@ -28,62 +28,73 @@ static cumoe_status_t check_arrays(const cumoe_layer_t *layer, cumoe_backward_ar
     return CUMOE_SUCCESS;
 }
 
-static cumoe_status_t check_buffers(const cumoe_layer_t *layer, const cumoe_backward_args_t *a)
+static cumoe_status_t check_buffers(const cumoe_layer_t *layer, const cumoe_backward_args_t *a,
+                                    const cumoe_traffic_t *traffic)
 {
     const cumoe_config_t *config = &layer->context.config;
     const int64_t T = a->num_tokens, H = config->hidden_size;
-    const cumoe_layout_t need = cumoe__layout(layer, CUMOE_PASS_BACKWARD, T, NULL, NULL);
+    const cumoe_layout_t need = cumoe__layout(layer, CUMOE_PASS_BACKWARD, T, traffic, (cumoe_memory_t){0});
     CUMOE_TRY(cumoe__check_buffer(function, "workspace", a->workspace, a->workspace_size, need.workspace_size, T));
     CUMOE_TRY(cumoe__check_buffer(function, "saved", a->saved, a->saved_size, need.saved_size, T));
+    if (need.routing_size)
+        CUMOE_TRY(cumoe__check_buffer(function, "routing", a->routing, a->routing_size, need.routing_size, T));
     const cumoe_range_t ranges[] = {{"workspace", a->workspace, need.workspace_size},
                                     {"saved", a->saved, need.saved_size},
+                                    {"routing", a->routing, need.routing_size},
                                     {"x", a->x, cumoe__rows_size(config, T, a->x_stride, H)},
                                     {"dy", a->dy, cumoe__rows_size(config, T, a->dy_stride, H)},
                                     {"dx", a->dx, cumoe__rows_size(config, T, a->dx_stride, H)}};
     return cumoe__check_buffers_apart(function, ranges, sizeof ranges / sizeof ranges[0]);
 }
 
-/* From dy to the gradients of hidden and of the weights of the sum. */
+/* From dy, or what of it came from other ranks, to the gradients of hidden and of the weights of the sum. */
 static cumoe_status_t run_down(const cumoe_layer_t *layer, const cumoe_backward_args_t *a, const cumoe_layout_t *l,
-                               cumoe_stream_t stream)
+                               const cumoe_side_t *side, const cumoe_traffic_t *traffic, cumoe_stream_t stream)
 {
+    void *dweight = a->dindex_weight ? a->dindex_weight : l->backward.dweight;
+    if (traffic) CUMOE_TRY(cumoe__exchange_dispatch_dy(layer, a, l, traffic, stream));
     if (layer->context.config.recompute) {
         const cumoe_up_args_t up = {.struct_size = sizeof up,
-                                    .num_tokens = a->num_tokens,
+                                    .num_tokens = side->num_tokens,
                                     .weights = a->weights,
-                                    .rows = l->rows,
-                                    .x = a->x,
-                                    .x_stride = a->x_stride,
+                                    .rows = side->rows,
+                                    .x = side->x,
+                                    .x_stride = side->x_stride,
                                     .z = l->z,
                                     .workspace = l->stage,
                                     .workspace_size = l->stage_size};
-        CUMOE_TRY(layer->handle->ops->up(&layer->context, &up, stream));
+        CUMOE_TRY(layer->handle->ops->up(&layer->experts, &up, stream));
     }
     const cumoe_down_backward_args_t down = {.struct_size = sizeof down,
-                                             .num_tokens = a->num_tokens,
+                                             .num_tokens = side->num_tokens,
                                              .weights = a->weights,
-                                             .routing = l->routing,
-                                             .rows = l->rows,
+                                             .routing = side->routing,
+                                             .rows = side->rows,
                                              .z = l->z,
-                                             .dy = a->dy,
-                                             .dy_stride = a->dy_stride,
+                                             .dy = traffic ? l->exchange.dy : a->dy,
+                                             .dy_stride =
+                                                 traffic ? layer->context.config.hidden_size : a->dy_stride,
                                              .dz = l->backward.dz,
-                                             .dweight = a->dindex_weight ? a->dindex_weight : l->backward.dweight,
+                                             .dweight = traffic ? l->exchange.dweight : dweight,
                                              .gradients = a->gradients,
                                              .gradient_mode = a->gradient_mode,
                                              .workspace = l->stage,
                                              .workspace_size = l->stage_size};
-    return layer->handle->ops->down_backward(&layer->context, &down, stream);
+    CUMOE_TRY(layer->handle->ops->down_backward(&layer->experts, &down, stream));
+    if (!traffic) return CUMOE_SUCCESS;
+    return cumoe__exchange_return_dweight(layer, dweight, a->num_tokens, l, traffic, stream);
 }
 
 static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_backward_args_t *a, const cumoe_layout_t *l,
-                          cumoe_stream_t stream)
+                          const cumoe_traffic_t *traffic, cumoe_stream_t stream)
 {
     const cumoe_backend_ops_t *ops = layer->handle->ops;
     const cumoe_context_t *context = &layer->context;
     const int64_t T = a->num_tokens;
     const bool learned = context->config.gate != CUMOE_GATE_EXTERNAL;
-    CUMOE_TRY(run_down(layer, a, l, stream));
+    const cumoe_side_t side = traffic ? cumoe__exchange_side(layer, l, traffic)
+                                      : (cumoe_side_t){T, l->routing, l->rows, a->x, a->x_stride};
+    CUMOE_TRY(run_down(layer, a, l, &side, traffic, stream));
 
     void *dx_gate = a->dx && learned ? l->backward.dx_gate : NULL;
     if (learned) {
@@ -106,25 +117,26 @@ static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_backward_args_
     }
 
     const cumoe_up_backward_args_t up = {.struct_size = sizeof up,
-                                         .num_tokens = T,
+                                         .num_tokens = side.num_tokens,
                                          .weights = a->weights,
-                                         .rows = l->rows,
-                                         .x = a->x,
-                                         .x_stride = a->x_stride,
+                                         .rows = side.rows,
+                                         .x = side.x,
+                                         .x_stride = side.x_stride,
                                          .dz = l->backward.dz,
                                          .drows = a->dx ? l->backward.drows : NULL,
                                          .gradients = a->gradients,
                                          .gradient_mode = a->gradient_mode,
                                          .workspace = l->stage,
                                          .workspace_size = l->stage_size};
-    CUMOE_TRY(ops->up_backward(context, &up, stream));
+    CUMOE_TRY(ops->up_backward(&layer->experts, &up, stream));
 
     if (!a->dx) return CUMOE_SUCCESS;
+    if (traffic) CUMOE_TRY(cumoe__exchange_return(layer, l->backward.drows, l, traffic, stream));
     const cumoe_permute_backward_args_t permute = {.struct_size = sizeof permute,
                                                    .num_tokens = T,
                                                    .routing = l->routing,
                                                    .rows = l->rows,
-                                                   .drows = l->backward.drows,
+                                                   .drows = traffic ? l->exchange.results : l->backward.drows,
                                                    .dx_gate = dx_gate,
                                                    .dx = a->dx,
                                                    .dx_stride = a->dx_stride};
@@ -146,9 +158,13 @@ cumoe_status_t cumoe_layer_backward(const cumoe_layer_t *layer, const cumoe_back
     CUMOE_TRY(check_arrays(layer, &a));
     CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
 
-    CUMOE_TRY(check_buffers(layer, &a));
-    const cumoe_layout_t layout = cumoe__layout(layer, CUMOE_PASS_BACKWARD, a.num_tokens, a.workspace, a.saved);
+    cumoe_traffic_t bounded;
+    const cumoe_traffic_t *traffic;
+    CUMOE_TRY(cumoe__exchange_traffic(function, layer, a.plan, a.num_tokens, &bounded, &traffic));
+    CUMOE_TRY(check_buffers(layer, &a, traffic));
+    const cumoe_memory_t memory = {a.workspace, a.saved, a.routing};
+    const cumoe_layout_t layout = cumoe__layout(layer, CUMOE_PASS_BACKWARD, a.num_tokens, traffic, memory);
     a.weights = &weights;
     a.gradients = &gradients;
-    return run(layer, &a, &layout, stream);
+    return run(layer, &a, &layout, traffic, stream);
 }

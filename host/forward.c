@@ -1,10 +1,8 @@
 /* The forward pass: check the call, place the buffers, run the stages. */
+#include "host/exchange.h"
 #include "host/kinds.h"
-#include "host/layout.h"
 
-static const char function[] = "cumoe_layer_forward";
-
-static cumoe_status_t check_arrays(const cumoe_layer_t *layer, cumoe_forward_args_t *a)
+static cumoe_status_t check_arrays(const char *function, const cumoe_layer_t *layer, cumoe_forward_args_t *a)
 {
     const cumoe_config_t *config = &layer->context.config;
     const int64_t H = config->hidden_size;
@@ -45,7 +43,7 @@ static cumoe_status_t check_arrays(const cumoe_layer_t *layer, cumoe_forward_arg
     return CUMOE_SUCCESS;
 }
 
-static cumoe_status_t check_numbers(const cumoe_layer_t *layer, cumoe_forward_args_t *a)
+static cumoe_status_t check_numbers(const char *function, const cumoe_layer_t *layer, cumoe_forward_args_t *a)
 {
     CUMOE_TRY(cumoe__check_tokens(function, layer, a->num_tokens));
     CUMOE_TRY(cumoe__check_flag(function, "training", a->training));
@@ -54,16 +52,21 @@ static cumoe_status_t check_numbers(const cumoe_layer_t *layer, cumoe_forward_ar
                               &a->index_weight_dtype);
 }
 
-/* The caller's two buffers are large enough and apart from each other, x and y. */
-static cumoe_status_t check_buffers(const cumoe_layer_t *layer, cumoe_pass_t pass, const cumoe_forward_args_t *a)
+/* The caller's buffers are large enough and apart from each other, x and y. */
+static cumoe_status_t check_buffers(const char *function, const cumoe_layer_t *layer, cumoe_pass_t pass,
+                                    const cumoe_forward_args_t *a, const cumoe_traffic_t *traffic)
 {
     const cumoe_config_t *config = &layer->context.config;
     const int64_t T = a->num_tokens, H = config->hidden_size;
-    const cumoe_layout_t need = cumoe__layout(layer, pass, T, NULL, NULL);
+    const cumoe_layout_t need = cumoe__layout(layer, pass, T, traffic, (cumoe_memory_t){0});
+    const void *saved = pass == CUMOE_PASS_FORWARD ? a->saved : NULL;
     CUMOE_TRY(cumoe__check_buffer(function, "workspace", a->workspace, a->workspace_size, need.workspace_size, T));
-    if (a->saved) CUMOE_TRY(cumoe__check_buffer(function, "saved", a->saved, a->saved_size, need.saved_size, T));
+    if (saved) CUMOE_TRY(cumoe__check_buffer(function, "saved", saved, a->saved_size, need.saved_size, T));
+    if (need.routing_size)
+        CUMOE_TRY(cumoe__check_buffer(function, "routing", a->routing, a->routing_size, need.routing_size, T));
     const cumoe_range_t ranges[] = {{"workspace", a->workspace, need.workspace_size},
-                                    {"saved", a->saved, need.saved_size},
+                                    {"saved", saved, need.saved_size},
+                                    {"routing", a->routing, need.routing_size},
                                     {"x", a->x, cumoe__rows_size(config, T, a->x_stride, H)},
                                     {"y", a->y, cumoe__rows_size(config, T, a->y_stride, H)}};
     return cumoe__check_buffers_apart(function, ranges, sizeof ranges / sizeof ranges[0]);
@@ -119,71 +122,102 @@ static cumoe_status_t copy_choices(const cumoe_layer_t *layer, const cumoe_forwa
     return CUMOE_SUCCESS;
 }
 
+/* Gate and sorting. */
+static cumoe_status_t route(const cumoe_layer_t *layer, const cumoe_forward_args_t *a,
+                            const cumoe_weights_t *weights, const cumoe_layout_t *l, cumoe_stream_t stream)
+{
+    const cumoe_gate_args_t gate = gate_args(a, weights, l);
+    CUMOE_TRY(cumoe__exchange_gate(layer, &gate, l, stream));
+    return copy_choices(layer, a, l, stream);
+}
+
 static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_forward_args_t *a, const cumoe_weights_t *weights,
-                          const cumoe_layout_t *l, cumoe_stream_t stream)
+                          const cumoe_layout_t *l, const cumoe_traffic_t *traffic, cumoe_stream_t stream)
 {
     const cumoe_backend_ops_t *ops = layer->handle->ops;
-    const cumoe_context_t *context = &layer->context;
-    const int64_t T = a->num_tokens;
-
-    const cumoe_gate_args_t gate = gate_args(a, weights, l);
-    CUMOE_TRY(ops->gate(context, &gate, stream));
-    CUMOE_TRY(copy_choices(layer, a, l, stream));
-
-    const cumoe_permute_args_t permute = {.struct_size = sizeof permute,
-                                          .num_tokens = T,
-                                          .routing = l->routing,
-                                          .rows = l->rows,
-                                          .workspace = l->stage,
-                                          .workspace_size = l->stage_size};
-    CUMOE_TRY(ops->permute(context, &permute, stream));
+    cumoe_side_t side = {a->num_tokens, l->routing, l->rows, a->x, a->x_stride};
+    if (!a->plan) CUMOE_TRY(route(layer, a, weights, l, stream));
+    if (traffic) CUMOE_TRY(cumoe__exchange_dispatch(layer, a, l, traffic, &side, stream));
 
     const cumoe_up_args_t up = {.struct_size = sizeof up,
-                                .num_tokens = T,
+                                .num_tokens = side.num_tokens,
                                 .weights = weights,
-                                .rows = l->rows,
-                                .x = a->x,
-                                .x_stride = a->x_stride,
+                                .rows = side.rows,
+                                .x = side.x,
+                                .x_stride = side.x_stride,
                                 .z = l->z,
                                 .hidden = l->forward.hidden,
                                 .workspace = l->stage,
                                 .workspace_size = l->stage_size};
-    CUMOE_TRY(ops->up(context, &up, stream));
+    CUMOE_TRY(ops->up(&layer->experts, &up, stream));
 
     const cumoe_down_args_t down = {.struct_size = sizeof down,
-                                    .num_tokens = T,
+                                    .num_tokens = side.num_tokens,
                                     .weights = weights,
-                                    .rows = l->rows,
+                                    .rows = side.rows,
                                     .hidden = l->forward.hidden,
                                     .output = l->forward.output,
                                     .workspace = l->stage,
                                     .workspace_size = l->stage_size};
-    CUMOE_TRY(ops->down(context, &down, stream));
+    CUMOE_TRY(ops->down(&layer->experts, &down, stream));
 
+    if (traffic) CUMOE_TRY(cumoe__exchange_return(layer, l->forward.output, l, traffic, stream));
     const cumoe_combine_args_t combine = {.struct_size = sizeof combine,
-                                          .num_tokens = T,
+                                          .num_tokens = a->num_tokens,
                                           .routing = l->routing,
                                           .rows = l->rows,
-                                          .output = l->forward.output,
+                                          .output = traffic ? l->exchange.results : l->forward.output,
                                           .y = a->y,
                                           .y_stride = a->y_stride};
-    return ops->combine(context, &combine, stream);
+    return ops->combine(&layer->context, &combine, stream);
+}
+
+/* The arguments, but for the buffers. */
+static cumoe_status_t read_args(const char *function, const cumoe_layer_t *layer, const cumoe_forward_args_t *args,
+                                cumoe_stream_t stream, cumoe_forward_args_t *a, cumoe_weights_t *weights)
+{
+    CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
+    *a = (cumoe_forward_args_t){0};
+    CUMOE_TRY(cumoe__struct_read(function, "args", args, sizeof *a, a, sizeof *a));
+    CUMOE_TRY(check_numbers(function, layer, a));
+    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a->weights, CUMOE_ROLE_WEIGHTS, weights));
+    CUMOE_TRY(check_arrays(function, layer, a));
+    return cumoe__check_stream(function, layer->handle, stream);
 }
 
 cumoe_status_t cumoe_layer_forward(const cumoe_layer_t *layer, const cumoe_forward_args_t *args,
                                    cumoe_stream_t stream)
 {
-    CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
-    cumoe_forward_args_t a = {0};
+    const char *function = "cumoe_layer_forward";
+    cumoe_forward_args_t a;
     cumoe_weights_t weights;
-    CUMOE_TRY(cumoe__struct_read(function, "args", args, sizeof a, &a, sizeof a));
-    CUMOE_TRY(check_numbers(layer, &a));
-    CUMOE_TRY(cumoe__weights_read(function, "weights", layer, a.weights, CUMOE_ROLE_WEIGHTS, &weights));
-    CUMOE_TRY(check_arrays(layer, &a));
-    CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
-
+    cumoe_traffic_t bounded;
+    const cumoe_traffic_t *traffic;
+    CUMOE_TRY(read_args(function, layer, args, stream, &a, &weights));
+    CUMOE_TRY(cumoe__exchange_traffic(function, layer, a.plan, a.num_tokens, &bounded, &traffic));
     const cumoe_pass_t pass = a.saved ? CUMOE_PASS_FORWARD : CUMOE_PASS_INFERENCE;
-    CUMOE_TRY(check_buffers(layer, pass, &a));
-    const cumoe_layout_t layout = cumoe__layout(layer, pass, a.num_tokens, a.workspace, a.saved);
-    return run(layer, &a, &weights, &layout, stream);
+    CUMOE_TRY(check_buffers(function, layer, pass, &a, traffic));
+    const cumoe_memory_t memory = {a.workspace, a.saved, a.routing};
+    const cumoe_layout_t layout = cumoe__layout(layer, pass, a.num_tokens, traffic, memory);
+    return run(layer, &a, &weights, &layout, traffic, stream);
+}
+
+cumoe_status_t cumoe_ep_plan(const cumoe_layer_t *layer, const cumoe_forward_args_t *args, cumoe_ep_plan_t *plan,
+                             cumoe_ep_sizes_t *sizes, cumoe_stream_t stream)
+{
+    const char *function = "cumoe_ep_plan";
+    cumoe_forward_args_t a;
+    cumoe_weights_t weights;
+    CUMOE_TRY(read_args(function, layer, args, stream, &a, &weights));
+    CUMOE_REQUIRE(plan && plan->layer == layer, INVALID_ARGUMENT,
+                  "%s: plan = %p, but must come from cumoe_ep_plan_create() of this layer", function, (void *)plan);
+    CUMOE_REQUIRE(sizes, INVALID_ARGUMENT, "%s: sizes = NULL, but the result needs a place", function);
+    CUMOE_TRY(check_buffers(function, layer, CUMOE_PASS_PLAN, &a, NULL));
+    const cumoe_memory_t memory = {a.workspace, NULL, a.routing};
+    const cumoe_layout_t layout = cumoe__layout(layer, CUMOE_PASS_PLAN, a.num_tokens, NULL, memory);
+    plan->num_tokens = -1;
+    CUMOE_TRY(route(layer, &a, &weights, &layout, stream));
+    CUMOE_TRY(cumoe__exchange_counts(layer, a.num_tokens, &layout, plan, stream));
+    *sizes = cumoe__exchange_sizes(plan);
+    return CUMOE_SUCCESS;
 }

@@ -20,7 +20,7 @@ static inline cumoe_dtype_t cumoe__gate_dtype(const cumoe_config_t *config)
 static inline bool cumoe__is_glu(cumoe_activation_t activation)
 {
     return activation == CUMOE_ACTIVATION_SWIGLU || activation == CUMOE_ACTIVATION_GEGLU ||
-           activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
+           activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED || activation == CUMOE_ACTIVATION_GEGLU_TANH;
 }
 
 /* The pre-activations are the hidden activations. */
@@ -68,6 +68,23 @@ static inline int64_t cumoe__max_rows(const cumoe_config_t *config, int64_t num_
 static inline int64_t cumoe__max_slots(const cumoe_config_t *config, int64_t num_tokens)
 {
     return cumoe__max_rows(config, num_tokens) + (cumoe__has_token_slots(config) ? num_tokens : 0);
+}
+
+/* Experts of ranks: whole groups where there are groups, else single ones, as evenly as can be. */
+static inline int32_t cumoe__experts_together(const cumoe_config_t *config)
+{
+    return config->num_groups > 0 ? config->num_experts / config->num_groups : 1;
+}
+static inline int32_t cumoe__first_expert(const cumoe_config_t *config, int32_t num_ranks, int32_t rank)
+{
+    const int32_t together = cumoe__experts_together(config);
+    return (int32_t)((int64_t)(config->num_experts / together) * rank / num_ranks) * together;
+}
+
+/* A call has a plan of what goes between ranks. */
+static inline bool cumoe__is_planned(const cumoe_config_t *config)
+{
+    return config->ep && config->exchange_capacity == 0;
 }
 
 /* Columns of the pre-activations z: up, then glu. */

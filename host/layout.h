@@ -5,13 +5,42 @@
 
 #include "host/objects.h"
 
-enum { CUMOE_LAYOUT_ARRAYS = 32 }; /* saved has fewer, each of which may end with padding */
+enum { CUMOE_LAYOUT_ARRAYS = 48 }; /* saved has fewer, each of which may end with padding */
+
+typedef struct cumoe_traffic cumoe_traffic_t; /* exchange.h */
+
+/* With ranks: P rows and P' tokens are sent, N rows and N' tokens come. */
+typedef struct cumoe_exchange_layout {
+    /* With the routing: what a plan finds. */
+    int32_t *slot_rank;       /* [S] */
+    cumoe_rows_t parcels;     /* by rank, of tokens */
+    int32_t *sent, *received; /* [W, 2] rows and tokens */
+
+    /* As the rows of a layer without ranks: in saved when there is one. */
+    int32_t *sent_token; /* [P'] */
+    cumoe_call_t *call;
+    void *weight;      /* [N] gate type */
+    cumoe_rows_t rows; /* of N slots */
+    void *x;           /* [N', H] */
+
+    /* In workspace. */
+    int32_t *expert_sent, *token_sent; /* [P] */
+    void *weight_sent;                 /* [P] gate type */
+    int32_t *expert, *token;           /* [N] */
+    void *packed;                      /* [P' or N, H] on its way */
+    void *dy;                          /* [N', H] backward */
+    void *dweight;                     /* [N] gate type; backward */
+    void *dweight_back;                /* [P] gate type; backward */
+    void *results;                     /* [P, H] what comes back */
+} cumoe_exchange_layout_t;
 
 typedef struct cumoe_layout {
-    /* In saved when there is one, else in workspace. */
+    /* In saved when there is one, else in workspace; with a plan in routing. */
     cumoe_routing_t routing;
     cumoe_rows_t rows;
-    void *z; /* [R, I or 2I]; in workspace with config.recompute */
+
+    void *z; /* [R, I or 2I]; in saved or, with config.recompute, in workspace */
+    cumoe_exchange_layout_t exchange;
 
     /* In workspace. */
     union {
@@ -29,17 +58,24 @@ typedef struct cumoe_layout {
     void *stage; /* scratch of one stage after the other */
     size_t stage_size;
 
-    size_t workspace_size, saved_size; /* what all this takes */
+    size_t workspace_size, saved_size, routing_size; /* what all this takes */
 } cumoe_layout_t;
 
 typedef enum cumoe_pass {
+    CUMOE_PASS_PLAN,      /* with ranks: the gate alone */
     CUMOE_PASS_INFERENCE, /* forward, nothing kept */
     CUMOE_PASS_FORWARD,   /* forward, saved filled */
     CUMOE_PASS_BACKWARD
 } cumoe_pass_t;
 
-/* workspace and saved are NULL for the query. */
-cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int64_t num_tokens, void *workspace,
-                             const void *saved);
+/* The caller's buffers; NULL for the query. */
+typedef struct cumoe_memory {
+    void *workspace;
+    const void *saved, *routing;
+} cumoe_memory_t;
+
+/* traffic is NULL without ranks, and for a plan. */
+cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int64_t num_tokens,
+                             const cumoe_traffic_t *traffic, cumoe_memory_t memory);
 
 #endif

@@ -17,6 +17,9 @@ struct cumoe_handle {
 struct cumoe_layer {
     const cumoe_handle_t *handle;
     cumoe_context_t context;
+    cumoe_context_t experts; /* the same where the experts of this rank see it: with ranks, each row is a token */
+    cumoe_context_t parcels; /* with ranks: tokens that are sorted by rank */
+    int64_t *blocks;         /* with a capacity: [2, W] where the rows of a rank begin, and how many there are */
 };
 
 /* config.c: copy and check a caller's config; function names the public call in sentences. */

@@ -9,6 +9,7 @@
 /* The arrays of a layer, and the state that is dealt out to them. */
 typedef struct inventory {
     const cumoe_config_t *config;
+    int64_t own_experts; /* of this rank */
     cumoe_optimizer_t optimizer;
     cumoe_arena_t state;
     cumoe_parameter_t parameters[11]; /* gates: 5 at most; up, glu and down, matrices and biases: 6 */
@@ -75,14 +76,14 @@ static void add_gate(inventory_t *list, const cumoe_weights_t *w, const cumoe_we
 static void add_matrix(inventory_t *list, cumoe_matrix_t value, cumoe_matrix_t gradient, int64_t rows, int64_t cols)
 {
     const cumoe_parameter_t p = {
-        .value = value, .gradient = gradient, .experts = list->config->num_experts, .rows = rows, .cols = cols};
+        .value = value, .gradient = gradient, .experts = list->own_experts, .rows = rows, .cols = cols};
     add_array(list, p, list->optimizer == CUMOE_OPTIMIZER_FACTORED_ADAM);
 }
 
 static void add_bias(inventory_t *list, cumoe_matrix_t value, cumoe_matrix_t gradient, int64_t cols)
 {
     const cumoe_parameter_t p = {
-        .value = value, .gradient = gradient, .experts = list->config->num_experts, .rows = 1, .cols = cols};
+        .value = value, .gradient = gradient, .experts = list->own_experts, .rows = 1, .cols = cols};
     add_array(list, p, false);
 }
 
@@ -104,7 +105,10 @@ static void add_experts(inventory_t *list, const cumoe_weights_t *w, const cumoe
 static inventory_t take_inventory(const cumoe_layer_t *layer, cumoe_optimizer_t optimizer, const cumoe_weights_t *w,
                                   const cumoe_weights_t *g, void *state)
 {
-    inventory_t list = {.config = &layer->context.config, .optimizer = optimizer, .state = {(uintptr_t)state, 0}};
+    inventory_t list = {.config = &layer->context.config,
+                        .own_experts = layer->context.ranks.own_experts,
+                        .optimizer = optimizer,
+                        .state = {(uintptr_t)state, 0}};
     add_gate(&list, w, g);
     add_experts(&list, w, g);
     return list;

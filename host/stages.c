@@ -16,6 +16,9 @@ static cumoe_status_t begin(const char *function, const cumoe_layer_t *layer, co
                             size_t size, cumoe_stream_t stream)
 {
     CUMOE_REQUIRE(layer, INVALID_ARGUMENT, "%s: layer = NULL, but must come from cumoe_layer_create()", function);
+    CUMOE_REQUIRE(!layer->context.config.ep, UNSUPPORTED_CONFIG,
+                  "%s: layer has config.ep, but single stages are for one device: call cumoe_layer_forward()",
+                  function);
     memset(ours, 0, size);
     CUMOE_TRY(cumoe__struct_read(function, "args", args, size, ours, size));
     int64_t num_tokens; /* stands behind struct_size in every stage's arguments */

@@ -18,9 +18,11 @@ typedef struct {
 enum { NUM_ARRAYS = 12 };
 
 /* glu is where the glu half stands: beside w_up, or inside it. */
-static void list_arrays(const cumoe_config_t *c, cumoe_glu_placement_t glu, array_t arrays[NUM_ARRAYS])
+static void list_arrays(const cumoe_context_t *context, cumoe_glu_placement_t glu, array_t arrays[NUM_ARRAYS])
 {
-    const int64_t E = c->num_experts, G = c->num_groups, H = c->hidden_size, I = c->intermediate_size;
+    const cumoe_config_t *c = &context->config;
+    const int64_t E = c->num_experts, own = context->ranks.own_experts, G = c->num_groups, H = c->hidden_size,
+                  I = c->intermediate_size;
     const char *no_gate = c->gate == CUMOE_GATE_EXTERNAL ? "the caller is the gate" : NULL;
     const char *no_noise = cumoe__is_noisy(c->gate) ? NULL : "the gate has no noise";
     const char *no_groups = c->gate == CUMOE_GATE_HIERARCHICAL ? NULL : "the gate has no groups";
@@ -39,12 +41,12 @@ static void list_arrays(const cumoe_config_t *c, cumoe_glu_placement_t glu, arra
         {FIELD(w_noise_primary), no_groups, G * H, false, false},
         {FIELD(thresholds), no_thresholds, E, false, false},
         {FIELD(gate_bias), no_selection_bias, E, false, true},
-        {FIELD(w_up), no_up, E * I * H, true, false},
-        {FIELD(w_glu), no_glu, E * I * H, true, false},
-        {FIELD(w_down), NULL, E * H * I, true, false},
-        {FIELD(b_up), no_bias ? no_bias : no_up, E * I, true, false},
-        {FIELD(b_glu), no_bias ? no_bias : no_glu, E * I, true, false},
-        {FIELD(b_down), no_bias, E * H, true, false},
+        {FIELD(w_up), no_up, own * I * H, true, false},
+        {FIELD(w_glu), no_glu, own * I * H, true, false},
+        {FIELD(w_down), NULL, own * H * I, true, false},
+        {FIELD(b_up), no_bias ? no_bias : no_up, own * I, true, false},
+        {FIELD(b_glu), no_bias ? no_bias : no_glu, own * I, true, false},
+        {FIELD(b_down), no_bias, own * H, true, false},
     };
 #undef FIELD
     memcpy(arrays, list, sizeof list);
@@ -121,9 +123,10 @@ static cumoe_status_t check_apart(const char *function, const char *name, const 
 }
 
 /* No offset passes 62 bits. Experts stand right behind each other by default, whatever the other strides are. */
-static cumoe_status_t resolve_strides(const char *function, const char *name, const cumoe_config_t *config,
+static cumoe_status_t resolve_strides(const char *function, const char *name, const cumoe_context_t *context,
                                       bool written, cumoe_weights_t *w)
 {
+    const cumoe_config_t *config = &context->config;
     const int64_t H = config->hidden_size, I = config->intermediate_size;
     const strides_t matrices[] = {{"up", w->glu == CUMOE_GLU_SEPARATE ? I : 2 * I, H, &w->up_expert_stride,
                                    &w->up_row_stride, &w->up_col_stride},
@@ -140,7 +143,7 @@ static cumoe_status_t resolve_strides(const char *function, const char *name, co
         CUMOE_REQUIRE(*s->expert <= ((int64_t)1 << 60) / config->num_experts, INVALID_ARGUMENT,
                       "%s: %s.%s_expert_stride = %lld, but times num_experts it must be at most 2^60", function,
                       name, s->name, (long long)*s->expert);
-        if (written) CUMOE_TRY(check_apart(function, name, s, config->num_experts));
+        if (written) CUMOE_TRY(check_apart(function, name, s, context->ranks.own_experts));
     }
     return CUMOE_SUCCESS;
 }
@@ -155,10 +158,10 @@ cumoe_status_t cumoe__weights_read(const char *function, const char *name, const
     if (ours->dtype == CUMOE_DTYPE_DEFAULT) ours->dtype = config->dtype;
     if (ours->gate_dtype == CUMOE_DTYPE_DEFAULT) ours->gate_dtype = cumoe__gate_dtype(config);
     CUMOE_TRY(check_dtypes(function, name, config, role, ours));
-    CUMOE_TRY(resolve_strides(function, name, config, role != CUMOE_ROLE_WEIGHTS, ours));
+    CUMOE_TRY(resolve_strides(function, name, &layer->context, role != CUMOE_ROLE_WEIGHTS, ours));
     const bool complete = role == CUMOE_ROLE_WEIGHTS || role == CUMOE_ROLE_TRAINED_WEIGHTS;
     array_t arrays[NUM_ARRAYS];
-    list_arrays(config, ours->glu, arrays);
+    list_arrays(&layer->context, ours->glu, arrays);
     for (int i = 0; i < NUM_ARRAYS; i++) {
         const void *pointer = *pointer_of(ours, &arrays[i]);
         CUMOE_REQUIRE(!pointer || !arrays[i].absent, INVALID_ARGUMENT, "%s: %s.%s = %p, but must be NULL: %s",
@@ -181,10 +184,10 @@ cumoe_status_t cumoe_weights_create(const cumoe_layer_t *layer, cumoe_dtype_t dt
                             .dtype = dtype ? dtype : config->dtype,
                             .gate_dtype = cumoe__gate_dtype(config)};
     CUMOE_TRY(check_dtypes(function, "weights", config, CUMOE_ROLE_GRADIENTS, &made));
-    CUMOE_TRY(resolve_strides(function, "weights", config, true, &made));
+    CUMOE_TRY(resolve_strides(function, "weights", &layer->context, true, &made));
 
     array_t arrays[NUM_ARRAYS];
-    list_arrays(config, made.glu, arrays);
+    list_arrays(&layer->context, made.glu, arrays);
     size_t size = 0;
     for (int i = 0; i < NUM_ARRAYS; i++) size += array_size(&arrays[i], &made);
     const cumoe_handle_t *handle = layer->handle;

@@ -45,6 +45,14 @@ cumoe_status_t cumoe__cpu_gate_backward(const cumoe_context_t *, const cumoe_gat
 cumoe_status_t cumoe__cpu_up_backward(const cumoe_context_t *, const cumoe_up_backward_args_t *, cumoe_stream_t);
 cumoe_status_t cumoe__cpu_permute_backward(const cumoe_context_t *, const cumoe_permute_backward_args_t *,
                                            cumoe_stream_t);
+int cumoe__cpu_gate_sums(const cumoe_context_t *, const cumoe_gate_args_t *, cumoe_sum_t sums[CUMOE_GATE_MAX_SUMS]);
+cumoe_status_t cumoe__cpu_gate_finish(const cumoe_context_t *, const cumoe_gate_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_dispatch_mark(const cumoe_context_t *, const cumoe_dispatch_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_dispatch_count(const cumoe_context_t *, const cumoe_dispatch_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_dispatch_pack(const cumoe_context_t *, const cumoe_dispatch_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_arrive_begin(const cumoe_context_t *, const cumoe_arrive_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_arrive_end(const cumoe_context_t *, const cumoe_arrive_args_t *, cumoe_stream_t);
+cumoe_status_t cumoe__cpu_gather(const cumoe_context_t *, const cumoe_gather_args_t *, cumoe_stream_t);
 cumoe_status_t cumoe__cpu_gate_bias_update(const cumoe_context_t *, void *gate_bias, const int32_t *expert_count,
                                            float rate, cumoe_stream_t);
 cumoe_status_t cumoe__cpu_weights_init(const cumoe_context_t *, uint64_t seed, const cumoe_weights_t *,

@@ -47,15 +47,12 @@ static void write_statistics(const cumoe_config_t *c, const cumoe_gate_args_t *a
                              int64_t dropped_rows)
 {
     cumoe_statistics_t s = {.tokens = *args->routing.tokens,
+                            .nan_logits = scratch->counters[COUNT_NAN_LOGITS],
+                            .nan_tokens = scratch->counters[COUNT_NAN_TOKENS],
+                            .bad_indices = scratch->counters[COUNT_BAD_INDICES],
                             .dropped_rows = dropped_rows,
                             .cv_importance = sqrt(cv2_importance),
                             .cv_load = sqrt(cv2_load)};
-    for (int thread = 0; thread < c->max_threads; thread++) {
-        const int64_t *counters = scratch->counters + thread * CUMOE_CPU_GATE_COUNTERS;
-        s.nan_logits += counters[COUNT_NAN_LOGITS];
-        s.nan_tokens += counters[COUNT_NAN_TOKENS];
-        s.bad_indices += counters[COUNT_BAD_INDICES];
-    }
     double total_load = 0, max_load = 0;
     for (int64_t e = 0; e < c->num_experts; e++) {
         const double load = scratch->numbers[e];
@@ -69,10 +66,23 @@ static void write_statistics(const cumoe_config_t *c, const cumoe_gate_args_t *a
     *args->statistics = s;
 }
 
-/* Everything that is asked for beside the routing. */
+/* What counts over tokens is in one place. */
+static void gather_counts(const cumoe_config_t *c, const cumoe_gate_args_t *args,
+                          const cumoe_cpu_gate_scratch_t *scratch)
+{
+    for (int thread = 1; thread < c->max_threads; thread++)
+        for (int i = 0; i < CUMOE_CPU_GATE_COUNTERS; i++)
+            scratch->counters[i] += scratch->counters[thread * CUMOE_CPU_GATE_COUNTERS + i];
+    if (args->losses && cumoe__has_shares(c->gate))
+        *scratch->square_sum =
+            c->dtype == CUMOE_F64 ? sum_squares_f64(args, scratch->square) : sum_squares_f32(args, scratch->square);
+}
+
+/* Everything that is asked for beside the routing, from the sums over the tokens of all ranks. */
 static void finish(const cumoe_config_t *c, const cumoe_gate_args_t *args, const cumoe_cpu_batch_result_t *batch,
                    const cumoe_cpu_gate_scratch_t *scratch)
 {
+    const double tokens = (double)*args->routing.tokens;
     const double cv2_importance = importance_loss(c, &args->routing, scratch->numbers);
     cumoe__cpu_loads(c, &args->routing, scratch->numbers);
     const double cv2_load = cumoe__cpu_cv2(scratch->numbers, c->num_experts, NULL);
@@ -83,8 +93,7 @@ static void finish(const cumoe_config_t *c, const cumoe_gate_args_t *args, const
     }
     if (args->losses && cumoe__has_shares(c->gate)) {
         losses[CUMOE_LOSS_SWITCH] = switch_loss(c, args, scratch);
-        losses[CUMOE_LOSS_Z] =
-            c->dtype == CUMOE_F64 ? z_loss_f64(args, scratch->square) : z_loss_f32(args, scratch->square);
+        losses[CUMOE_LOSS_Z] = tokens > 0 ? *scratch->square_sum / tokens : 0;
     }
     (c->dtype == CUMOE_F64 ? write_sums_f64 : write_sums_f32)(c, args, scratch->numbers, losses);
     if (args->expert_count)
@@ -112,7 +121,41 @@ cumoe_status_t cumoe__cpu_gate(const cumoe_context_t *context, const cumoe_gate_
             cumoe__cpu_flat_forward(c, args, &level, &scratch);
         cumoe__cpu_reduce_sums(c, args, level.smooth, &scratch);
     }
-    finish(c, args, &batch, &scratch);
+    gather_counts(c, args, &scratch);
+    if (context->ranks.count == 1) finish(c, args, &batch, &scratch);
+    return CUMOE_SUCCESS;
+}
+
+int cumoe__cpu_gate_sums(const cumoe_context_t *context, const cumoe_gate_args_t *args,
+                         cumoe_sum_t sums[CUMOE_GATE_MAX_SUMS])
+{
+    const cumoe_config_t *c = &context->config;
+    const cumoe_cpu_gate_scratch_t scratch =
+        cumoe__cpu_gate_scratch(context, args->num_tokens, false, args->workspace);
+    const int64_t E = c->num_experts, G = c->num_groups;
+    const bool shares = args->losses && cumoe__has_shares(c->gate);
+    const cumoe_sum_t list[] = {{args->routing.tokens, 1, CUMOE_I64},
+                                {args->routing.importance, E, CUMOE_I64},
+                                {args->routing.load, E, CUMOE_I64},
+                                {args->routing.primary_load, G, CUMOE_I64},
+                                {args->routing.primary_count, G, CUMOE_I32},
+                                {scratch.count, E, CUMOE_I32},
+                                {scratch.counters, CUMOE_CPU_GATE_COUNTERS, CUMOE_I64},
+                                {shares ? scratch.sums + E : NULL, E, CUMOE_I64},
+                                {shares ? scratch.square_sum : NULL, 1, CUMOE_F64}};
+    _Static_assert(sizeof list <= CUMOE_GATE_MAX_SUMS * sizeof *list, "there is room");
+    memcpy(sums, list, sizeof list);
+    return (int)(sizeof list / sizeof *list);
+}
+
+cumoe_status_t cumoe__cpu_gate_finish(const cumoe_context_t *context, const cumoe_gate_args_t *args,
+                                      cumoe_stream_t stream)
+{
+    (void)stream;
+    const cumoe_cpu_gate_scratch_t scratch =
+        cumoe__cpu_gate_scratch(context, args->num_tokens, false, args->workspace);
+    const cumoe_cpu_batch_result_t batch = {0}; /* BALANCED has no ranks */
+    finish(&context->config, args, &batch, &scratch);
     return CUMOE_SUCCESS;
 }
 

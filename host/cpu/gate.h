@@ -91,11 +91,12 @@ typedef struct cumoe_cpu_gate_scratch {
     void *dload;       /* [E] gate type; backward. Of the kinds with a Switch loss: of the probabilities */
     int64_t *sums;     /* [threads][2E] importance and load, or probability, fixed point; forward */
     void *square;      /* [T] gate type, squares of the z-loss; forward */
-    int64_t *counters; /* [threads][8] forward; a cache line each */
-    void *rows;        /* [threads][4 row_experts] gate type: std, noisy logits, two free rows */
-    float *normals;    /* [threads][row_experts rounded up to 64] */
-    int32_t *count;    /* [E] rows per expert; forward */
-    int32_t *counted;  /* [block] tokens that are not padding; backward */
+    double *square_sum; /* [1] of them */
+    int64_t *counters;  /* [threads][8] forward; a cache line each */
+    void *rows;         /* [threads][4 row_experts] gate type: std, noisy logits, two free rows */
+    float *normals;     /* [threads][row_experts rounded up to 64] */
+    int32_t *count;     /* [E] rows per expert; forward */
+    int32_t *counted;   /* [block] tokens that are not padding; backward */
 
     /* BALANCED, forward. */
     void *gates;     /* [E, T] gate type: softmax(c); -1 = can not be taken */

@@ -11,11 +11,11 @@ static void FN(write_sums)(const cumoe_config_t *c, const cumoe_gate_args_t *arg
     for (int i = 0; args->losses && i < CUMOE_NUM_LOSSES; i++) ((REAL *)args->losses)[i] = (REAL)losses[i];
 }
 
-/* The mean over tokens of lse^2, the squares added in the order of tokens. */
-static double FN(z_loss)(const cumoe_gate_args_t *args, const REAL *square)
+/* The sum over tokens of lse^2, in the order of tokens. */
+static double FN(sum_squares)(const cumoe_gate_args_t *args, const REAL *square)
 {
     double sum = 0;
     for (int64_t t = 0; t < args->routing.call->live_tokens; t++)
         if (cumoe__cpu_token_counts(args->token_mask, t)) sum += (double)square[t];
-    return *args->routing.tokens > 0 ? sum / (double)*args->routing.tokens : 0;
+    return sum;
 }

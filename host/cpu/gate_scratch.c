@@ -33,6 +33,7 @@ cumoe_cpu_gate_scratch_t cumoe__cpu_gate_scratch(const cumoe_context_t *context,
     s.numbers = cumoe__take(&arena, E * sizeof(double));
     s.counters = cumoe__take(&arena, backward ? 0 : threads * CUMOE_CPU_GATE_COUNTERS * sizeof(int64_t));
     s.count = cumoe__take(&arena, backward ? 0 : E * sizeof(int32_t));
+    s.square_sum = cumoe__take(&arena, sizeof(double));
     if (c->gate == CUMOE_GATE_EXTERNAL) {
         s.size = arena.used;
         return s;

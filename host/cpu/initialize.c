@@ -35,39 +35,40 @@ static void write_value(void *data, cumoe_dtype_t dtype, int64_t at, double valu
         ((uint16_t *)data)[at] = dtype == CUMOE_BF16 ? f32_to_bf16((float)value) : f32_to_f16((float)value);
 }
 
-/* Elements first .. of one expert's matrix [rows, cols]. */
-static void fill_chunk(uint64_t seed, uint32_t matrix, cumoe_matrix_t m, int64_t expert, int64_t first,
-                       int64_t elements, int64_t cols, double std)
+/* Elements first .. of one expert's matrix [rows, cols]; NAMED is its number among all ranks' experts. */
+static void fill_chunk(uint64_t seed, uint32_t matrix, cumoe_matrix_t m, int64_t expert, int64_t named,
+                       int64_t first, int64_t elements, int64_t cols, double std)
 {
     float normal[CHUNK] = {0};
-    if (std > 0) chunk_of_normals(seed, matrix, expert, (uint64_t)first, normal);
+    if (std > 0) chunk_of_normals(seed, matrix, named, (uint64_t)first, normal);
     for (int64_t i = first; i < first + CHUNK && i < elements; i++) {
         const int64_t at = expert * m.expert_stride + i / cols * m.row_stride + i % cols * m.col_stride;
         write_value(m.data, m.dtype, at, std * (double)normal[i - first]);
     }
 }
 
-static void fill_all(const cumoe_config_t *c, uint64_t seed, uint32_t matrix, cumoe_matrix_t m, int64_t experts,
-                     int64_t rows, int64_t cols, double std)
+static void fill_all(const cumoe_config_t *c, uint64_t seed, uint32_t matrix, cumoe_matrix_t m,
+                     int64_t first_expert, int64_t experts, int64_t rows, int64_t cols, double std)
 {
     if (!m.data) return;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(c->max_threads)
     for (int64_t e = 0; e < experts; e++)
         for (int64_t first = 0; first < rows * cols; first += CHUNK)
-            fill_chunk(seed, matrix, m, e, first, rows * cols, cols, std);
+            fill_chunk(seed, matrix, m, e, first_expert + e, first, rows * cols, cols, std);
 }
 
-static void fill(const cumoe_config_t *c, uint64_t seed, uint32_t matrix, cumoe_matrix_t m, int64_t rows,
+static void fill(const cumoe_context_t *context, uint64_t seed, uint32_t matrix, cumoe_matrix_t m, int64_t rows,
                  int64_t cols, double std)
 {
-    fill_all(c, seed, matrix, m, c->num_experts, rows, cols, std);
+    const cumoe_ranks_t *ranks = &context->ranks;
+    fill_all(&context->config, seed, matrix, m, ranks->first_expert, ranks->own_experts, rows, cols, std);
 }
 
 /* What starts with 0: [experts, cols] of the gate. */
 static void fill_zeros(const cumoe_config_t *c, void *data, cumoe_dtype_t dtype, int64_t experts, int64_t cols)
 {
     const cumoe_matrix_t m = {data, dtype, cols, cols, 1};
-    fill_all(c, 0, MATRIX_GATE, m, experts, 1, cols, 0);
+    fill_all(c, 0, MATRIX_GATE, m, 0, experts, 1, cols, 0);
 }
 
 cumoe_status_t cumoe__cpu_weights_init(const cumoe_context_t *context, uint64_t seed, const cumoe_weights_t *w,
@@ -78,19 +79,19 @@ cumoe_status_t cumoe__cpu_weights_init(const cumoe_context_t *context, uint64_t 
     const int64_t H = c->hidden_size, I = c->intermediate_size;
     const double gate_std = cumoe__is_noisy(c->gate) ? 0 : 0.02;
     const cumoe_matrix_t gate = {w->w_gate, w->gate_dtype, H, H, 1};
-    fill(c, seed, MATRIX_GATE, gate, 1, H, gate_std);
+    fill_all(c, seed, MATRIX_GATE, gate, 0, c->num_experts, 1, H, gate_std);
     fill_zeros(c, w->w_noise, w->gate_dtype, c->num_experts, H);
     fill_zeros(c, w->w_gate_primary, w->gate_dtype, c->num_groups, H);
     fill_zeros(c, w->w_noise_primary, w->gate_dtype, c->num_groups, H);
     fill_zeros(c, w->thresholds, cumoe__gate_dtype(c), c->num_experts, 1);
     fill_zeros(c, w->gate_bias, cumoe__gate_dtype(c), c->num_experts, 1);
-    fill(c, seed, MATRIX_UP, cumoe__matrix_up(w, c, false), I, H, 1 / sqrt((double)H));
-    fill(c, seed, MATRIX_UP, cumoe__bias_up(w, c, false), 1, I, 0);
+    fill(context, seed, MATRIX_UP, cumoe__matrix_up(w, c, false), I, H, 1 / sqrt((double)H));
+    fill(context, seed, MATRIX_UP, cumoe__bias_up(w, c, false), 1, I, 0);
     if (cumoe__is_glu(c->activation)) {
-        fill(c, seed, MATRIX_GLU, cumoe__matrix_up(w, c, true), I, H, 1 / sqrt((double)H));
-        fill(c, seed, MATRIX_GLU, cumoe__bias_up(w, c, true), 1, I, 0);
+        fill(context, seed, MATRIX_GLU, cumoe__matrix_up(w, c, true), I, H, 1 / sqrt((double)H));
+        fill(context, seed, MATRIX_GLU, cumoe__bias_up(w, c, true), 1, I, 0);
     }
-    fill(c, seed, MATRIX_DOWN, cumoe__matrix_down(w), H, I, 1 / sqrt((double)I));
-    fill(c, seed, MATRIX_DOWN, cumoe__bias_down(w, c), 1, H, 0);
+    fill(context, seed, MATRIX_DOWN, cumoe__matrix_down(w), H, I, 1 / sqrt((double)I));
+    fill(context, seed, MATRIX_DOWN, cumoe__bias_down(w, c), 1, H, 0);
     return CUMOE_SUCCESS;
 }

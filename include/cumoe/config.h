@@ -27,6 +27,8 @@ typedef struct cumoe_config {
     cumoe_activation_t activation; /*                                                        default RELU */
     float swiglu_limit;            /* > 0, of SWIGLU_CLAMPED                                    default 7 */
     float swiglu_alpha;            /* finite, of SWIGLU_CLAMPED                             default 1.702 */
+    float swiglu_offset;           /* finite, of SWIGLU_CLAMPED: 1 in gpt-oss, 0 in DeepSeek-V4 (with alpha 1)
+                                                                                                default 1 */
     int32_t expert_bias;           /* 1: b_up (b_glu) and b_down exist                          default 0 */
     int32_t recompute;             /* 1: the backward pass computes the pre-activations again (App. D):
                                       saved is smaller by R * I values (2I with glu); same bits  default 0 */
@@ -45,10 +47,12 @@ typedef struct cumoe_config {
                                             of its own, >= 0. Losses come back unweighted.
                                             default 0.1 importance, 0.1 load, 0, 0, 1 threshold */
 
-    int32_t max_threads;  /* CPU: threads per call, 0 = OpenMP's number at creation              default 0 */
-    int32_t max_sms;      /* CUDA: grouped products and gates launch no more blocks than so many SMs hold,
-                             0 = all; results have the same bits                                 default 0 */
-    const cumoe_ep_t *ep; /* borrowed group of ranks; NULL = one device                      default NULL */
+    int32_t max_threads;       /* CPU: threads per call, 0 = OpenMP's number at creation              default 0 */
+    int32_t max_sms;           /* CUDA: grouped products and gates launch no more blocks than so many SMs hold,
+                                  0 = all; results have the same bits                                 default 0 */
+    const cumoe_ep_t *ep;      /* borrowed group of ranks, see parallel.h; NULL = one device         default NULL */
+    int64_t exchange_capacity; /* with ep: rows from each rank to each rank in a call; 0 = as many as there are, by
+                                  cumoe_ep_plan()                                                   default 0 */
 } cumoe_config_t;
 
 /* Write the defaults into the first struct_size bytes of config. Use cumoe_config_init().

@@ -5,7 +5,7 @@
  *   handle.h     a device, its memory, streams    config.h     what a layer computes
  *   weights.h    parameters and gradients         layer.h      forward and backward
  *   optimizer.h  a step over the parameters       stages.h     the second rung: single stages
- *   cost.h       what a configuration costs
+ *   parallel.h   experts on several ranks          cost.h       what a configuration costs
  *
  * handle (one device) -> layer (immutable, shared) -> calls (everything else in one struct, stream last).
  * A first program: examples/forward.c. */
@@ -16,6 +16,7 @@
 #include <cumoe/handle.h>
 #include <cumoe/layer.h>
 #include <cumoe/optimizer.h>
+#include <cumoe/parallel.h>
 #include <cumoe/stages.h>
 
 #endif

@@ -69,7 +69,8 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_max_rows(const cumoe_layer_
  *
  * base, per_token  out: bytes
  *
- * CUMOE_INVALID_ARGUMENT  a pointer is NULL
+ * CUMOE_INVALID_ARGUMENT    a pointer is NULL
+ * CUMOE_UNSUPPORTED_CONFIG  the layer has ranks
  *
  * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_saved_bound(const cumoe_layer_t *layer, size_t *base,
@@ -122,6 +123,11 @@ typedef struct cumoe_forward_args {
     size_t workspace_size;
     void *saved; /* out, for backward; NULL = no backward follows */
     size_t saved_size;
+
+    const cumoe_ep_plan_t
+        *plan;           /* in   of a layer with ranks and no exchange_capacity, see parallel.h; else NULL */
+    void *routing;       /* in   what cumoe_ep_plan() wrote */
+    size_t routing_size; /* cumoe_ep_routing_size() */
 } cumoe_forward_args_t;
 
 /* Compute y, and what is asked for beside it. Enqueued on the stream; the outputs are ready when the stream
@@ -167,6 +173,10 @@ typedef struct cumoe_backward_args {
     size_t workspace_size;
     const void *saved; /* in   from the forward call; seed, offset and live tokens are read there */
     size_t saved_size;
+
+    const cumoe_ep_plan_t *plan; /* in   these three as in the forward call */
+    const void *routing;
+    size_t routing_size;
 } cumoe_backward_args_t;
 
 /* Compute the gradients of  <dy, y> + sum over losses l of loss_gradient[l] * losses[l].

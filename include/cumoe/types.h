@@ -3,6 +3,7 @@
  *   T  tokens in a call                     H  hidden_size, model width
  *   E  experts, all ranks together          I  intermediate_size, width inside an expert
  *   K  experts per token (top_k)            G  groups of the hierarchical gate
+ *   W  ranks that share the experts (1 without expert parallelism)
  *   R  routed rows, at most T*K             (dense softmax: K = E; BALANCED: cumoe_layer_max_rows())
  *   S  slots, one for each choice: T*K, token t's j-th choice is slot t*K + j (BALANCED: as that function says)
  *
@@ -18,7 +19,8 @@
 typedef struct CUstream_st *cumoe_stream_t; /* the same type as cudaStream_t; NULL on the CPU */
 typedef struct cumoe_handle cumoe_handle_t;
 typedef struct cumoe_layer cumoe_layer_t;
-typedef struct cumoe_ep cumoe_ep_t; /* a group of ranks for expert parallelism */
+typedef struct cumoe_ep cumoe_ep_t; /* a group of ranks for expert parallelism: parallel.h */
+typedef struct cumoe_ep_plan cumoe_ep_plan_t;
 
 typedef enum cumoe_dtype {
     CUMOE_DTYPE_DEFAULT = 0, /* what the field's comment says */
@@ -65,10 +67,13 @@ typedef enum cumoe_activation {
     CUMOE_ACTIVATION_SILU = 4,           /* z sigmoid(z) */
     CUMOE_ACTIVATION_RELU2 = 5,          /* max(z, 0)^2 */
     CUMOE_ACTIVATION_GEGLU = 6,          /* gelu(glu) * up */
-    CUMOE_ACTIVATION_SWIGLU_CLAMPED = 7, /* g sigmoid(alpha g) * (u + 1), g = min(glu, limit),
+    CUMOE_ACTIVATION_SWIGLU_CLAMPED = 7, /* g sigmoid(alpha g) * (u + offset), g = min(glu, limit),
                                             u = clamp(up, -limit, limit) */
-    CUMOE_ACTIVATION_IDENTITY = 8        /* one matrix: w_down [E, H, H], no w_up; I = H */
+    CUMOE_ACTIVATION_IDENTITY = 8,       /* one matrix: w_down [E, H, H], no w_up; I = H */
+    CUMOE_ACTIVATION_GEGLU_TANH = 9      /* gelu_tanh(glu) * up */
 } cumoe_activation_t;
+
+#define CUMOE_NUM_ACTIVATIONS 10
 
 /* Where the glu half stands beside the up half. */
 typedef enum cumoe_glu_placement {

@@ -205,7 +205,7 @@ void device_forward_args(device_call_t *call, cumoe_forward_args_t *a)
     TRANSLATE(a->chosen_expert), TRANSLATE(a->chosen_weight), TRANSLATE(a->expert_count);
     TRANSLATE(a->importance), TRANSLATE(a->load), TRANSLATE(a->losses), TRANSLATE(a->statistics);
     TRANSLATE(a->chosen_offset), TRANSLATE(a->batch_threshold);
-    TRANSLATE(a->workspace), TRANSLATE(a->saved);
+    TRANSLATE(a->workspace), TRANSLATE(a->saved), TRANSLATE(a->routing);
 }
 
 void device_backward_args(device_call_t *call, cumoe_backward_args_t *a)
@@ -214,6 +214,7 @@ void device_backward_args(device_call_t *call, cumoe_backward_args_t *a)
     translate_weights(call, &a->gradients);
     TRANSLATE(a->x), TRANSLATE(a->dy), TRANSLATE(a->token_mask), TRANSLATE(a->loss_gradient);
     TRANSLATE(a->dx), TRANSLATE(a->dindex_weight), TRANSLATE(a->workspace), TRANSLATE(a->saved);
+    TRANSLATE(a->routing);
 }
 
 void device_optimizer_args(device_call_t *call, cumoe_optimizer_args_t *a)
@@ -341,4 +342,23 @@ cumoe_status_t device_gate_bias_update(const cumoe_handle_t *handle, const cumoe
     gate_bias = device_address(&call, gate_bias);
     expert_count = device_address(&call, expert_count);
     return end_with(&call, cumoe_gate_bias_update(layer, gate_bias, expert_count, rate, call.stream));
+}
+
+cumoe_status_t device_ep_plan(const cumoe_handle_t *handle, const cumoe_layer_t *layer,
+                              const cumoe_forward_args_t *args, cumoe_ep_plan_t *plan, cumoe_ep_sizes_t *sizes)
+{
+    device_call_t call;
+    cumoe_forward_args_t translated = *args;
+    device_begin(&call, handle);
+    device_forward_args(&call, &translated);
+    return end_with(&call, cumoe_ep_plan(layer, &translated, plan, sizes, call.stream));
+}
+
+cumoe_status_t device_ep_sum_gradients(const cumoe_handle_t *handle, const cumoe_layer_t *layer,
+                                       const cumoe_weights_t *gradients)
+{
+    device_call_t call;
+    device_begin(&call, handle);
+    translate_weights(&call, &gradients);
+    return end_with(&call, cumoe_ep_sum_gradients(layer, gradients, call.stream));
 }

@@ -57,6 +57,11 @@ cumoe_status_t device_weights_init(const cumoe_handle_t *handle, const cumoe_lay
 cumoe_status_t device_gate_bias_update(const cumoe_handle_t *handle, const cumoe_layer_t *layer, void *gate_bias,
                                        const int32_t *expert_count, float rate);
 
+cumoe_status_t device_ep_plan(const cumoe_handle_t *handle, const cumoe_layer_t *layer,
+                              const cumoe_forward_args_t *args, cumoe_ep_plan_t *plan, cumoe_ep_sizes_t *sizes);
+cumoe_status_t device_ep_sum_gradients(const cumoe_handle_t *handle, const cumoe_layer_t *layer,
+                                       const cumoe_weights_t *gradients);
+
 /* ---- its pieces, where several calls or a captured graph stand between upload and download ---- */
 
 enum { DEVICE_MAX_BUFFERS = 96, DEVICE_MAX_WEIGHTS = 4 };

@@ -1,0 +1,156 @@
+/* Expert parallelism (paper, section 3.1): W ranks share the experts of a layer. Each rank has its own tokens and a
+ * copy of the gates; of each expert there is one copy, and its batch comes from the tokens of all ranks.
+ *
+ * A group of ranks (cumoe_ep_t) goes into cumoe_config_t.ep. Then every call of the layer is collective: all ranks
+ * make the same calls in the same order, each with tokens of its own, in any number, also none. Importance, load,
+ * losses, statistics and expert_count are those of the tokens of all ranks; y, dx and chosen_* are the rank's.
+ * first_token of each rank is the global index of its row 0: ranks are in the order of tokens. Of w_up, w_glu,
+ * w_down and the biases a rank has its own experts (cumoe_layer_own_experts()). Their gradients are complete. Those
+ * of the gates are the rank's share: cumoe_ep_sum_gradients() adds them up.
+ *
+ * A token travels once to a rank that has experts of its choice, and comes back as a row for each of them. y, dx,
+ * the gradients of experts, importance and load losses have the same bits for any number of ranks.
+ *
+ * Two ways to size the exchange:
+ *   config.exchange_capacity = C > 0   bounded: C rows from each rank to each rank. Buffers as without ranks; no
+ *                                      wait on the host. Rows beyond C are dropped and counted in
+ *                                      statistics.exchange_overflow: the last in the order of (expert, token)
+ *   config.exchange_capacity = 0       exact: cumoe_ep_plan() runs the gate, exchanges counts, waits once, and says
+ *                                      how large the buffers of this call must be
+ *
+ * A rank that fails, stalls or calls something else is reported as CUMOE_COMM_ERROR within the timeout, on every
+ * rank. Then the group is of no more use; destroy it. */
+#ifndef CUMOE_PARALLEL_H
+#define CUMOE_PARALLEL_H
+
+#include <cumoe/layer.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A group within this process, for tests and for many ranks on one device: ranks are threads of the caller's, one
+ * each. Every exchange waits on the host, and cannot be captured.
+ *
+ * ep         out: [num_ranks]; unchanged on failure
+ * handle     the device of all ranks; must outlive the group
+ * num_ranks  1..1024
+ * timeout    seconds that a rank may be late; 0 = 600
+ *
+ * CUMOE_INVALID_ARGUMENT  a pointer is NULL, a number out of range
+ * CUMOE_OUT_OF_MEMORY     host memory
+ *
+ * Allocates: yes.  Synchronizes: no.  Capturable: no.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_create_local(cumoe_ep_t **ep, const cumoe_handle_t *handle,
+                                                               int32_t num_ranks, double timeout);
+
+/* Leave. Not collective: others learn of it when they wait for this rank. NULL is ignored. Layers of the group must
+ * be gone.
+ *
+ * Allocates: no.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
+CUMOE_API void cumoe_ep_destroy(cumoe_ep_t *ep);
+
+/* Give up: this and all other ranks get CUMOE_COMM_ERROR from calls that wait, and from all later ones. NULL is
+ * ignored.
+ *
+ * Allocates: no.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
+CUMOE_API void cumoe_ep_abort(cumoe_ep_t *ep);
+
+/* Wait until everything enqueued on the stream is done, as cumoe_stream_synchronize(), but for no longer than
+ * timeout seconds (0 = the group's): where a rank failed or is late the group is aborted, so that the stream comes
+ * to its end.
+ *
+ * CUMOE_INVALID_ARGUMENT  ep is NULL, a stream on the CPU, timeout negative or not finite
+ * CUMOE_COMM_ERROR        a rank failed or is late, or the group was aborted
+ * CUMOE_CUDA_ERROR        something on the stream failed
+ *
+ * Allocates: no.  Synchronizes: yes.  Capturable: no.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_wait(const cumoe_ep_t *ep, cumoe_stream_t stream, double timeout);
+
+/* This rank, and how many there are; -1 for NULL.
+ *
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes. */
+CUMOE_API int32_t cumoe_ep_rank(const cumoe_ep_t *ep);
+CUMOE_API int32_t cumoe_ep_num_ranks(const cumoe_ep_t *ep);
+
+/* Which experts a rank of the layer's group has: first .. first + count - 1, of E. All of them without a group.
+ * HIERARCHICAL: whole groups of experts.
+ *
+ * CUMOE_INVALID_ARGUMENT  a pointer is NULL, no such rank
+ *
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_experts_of_rank(const cumoe_layer_t *layer, int32_t rank,
+                                                                     int32_t *first, int32_t *count);
+
+/* Add up the gradients of what is replicated (w_gate, w_noise and the primary pair), in place, over all ranks.
+ * Collective. NULL arrays are skipped, and must be NULL on every rank. Nothing to do without a group.
+ *
+ * CUMOE_INVALID_ARGUMENT  layer or gradients is NULL, or gradients does not fit the layer
+ * CUMOE_COMM_ERROR        a rank failed or is late
+ *
+ * Allocates: no.  Synchronizes: no (LOCAL, MPI: yes).  Capturable: with NCCL.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum_gradients(const cumoe_layer_t *layer,
+                                                                const cumoe_weights_t *gradients,
+                                                                cumoe_stream_t stream);
+
+/* Add up an array over all ranks, in place: gradients of what else a model has, losses, counts. Collective.
+ *
+ * data   device memory [count], aligned to its elements; NULL with count = 0
+ * dtype  I32, I64 (sums wrap), F32 or F64
+ *
+ * CUMOE_INVALID_ARGUMENT  ep is NULL, data NULL or misaligned, count negative, dtype none of these, a stream on the
+ * CPU CUMOE_COMM_ERROR        a rank failed or is late
+ *
+ * Allocates: no.  Synchronizes: no (LOCAL, MPI: yes).  Capturable: with NCCL.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum(const cumoe_ep_t *ep, void *data, int64_t count,
+                                                      cumoe_dtype_t dtype, cumoe_stream_t stream);
+
+/* Exact mode. A plan is host memory that knows how many rows go from where to where; it is used again for the next
+ * call. From cumoe_ep_plan() to the end of the last backward call it belongs to one forward call.
+ *
+ * CUMOE_INVALID_ARGUMENT  a pointer is NULL, the layer has no group or a capacity
+ * CUMOE_OUT_OF_MEMORY     host memory
+ *
+ * Allocates: host memory.  Synchronizes: no.  Capturable: no.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_plan_create(const cumoe_layer_t *layer, cumoe_ep_plan_t **plan);
+
+/* NULL is ignored.
+ *
+ * Allocates: no.  Synchronizes: no.  Capturable: no.  Thread-safe: yes. */
+CUMOE_API void cumoe_ep_plan_destroy(cumoe_ep_plan_t *plan);
+
+/* Bytes of the buffer routing, which lives from cumoe_ep_plan() to the last backward call: device memory, 16-byte
+ * aligned.
+ *
+ * CUMOE_INVALID_ARGUMENT  a pointer is NULL, the layer has no group or a capacity, num_tokens out of range
+ *
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_routing_size(const cumoe_layer_t *layer, int64_t num_tokens,
+                                                               size_t *routing_size);
+
+/* What cumoe_ep_plan() found. */
+typedef struct cumoe_ep_sizes {
+    size_t workspace_size;                                          /* of forward and backward */
+    size_t saved_size;                                              /* of forward with saved */
+    int64_t rows_sent, rows_received, tokens_sent, tokens_received; /* over all ranks, this one included */
+} cumoe_ep_sizes_t;
+
+/* Run the gate, and let all ranks know how many rows will come: collective. The arguments are those of the forward
+ * call that follows, which does not run the gate again; all outputs but y are written here. Of the buffers
+ * workspace (cumoe_layer_buffer_sizes()) and routing count here. Waits once, for all ranks.
+ *
+ * plan   out: to be named in the forward and backward calls
+ * sizes  out: what these need
+ *
+ * Statuses as cumoe_layer_forward(), and
+ * CUMOE_COMM_ERROR  a rank failed, is late or makes another call
+ *
+ * Allocates: no.  Synchronizes: yes.  Capturable: no.  Thread-safe: yes, with distinct plans and buffers. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_plan(const cumoe_layer_t *layer, const cumoe_forward_args_t *args,
+                                                       cumoe_ep_plan_t *plan, cumoe_ep_sizes_t *sizes,
+                                                       cumoe_stream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
