@@ -71,6 +71,11 @@ static double gelu(double z)
     return 0.5 * z * (1 + erf(z / sqrt(2)));
 }
 
+static double gelu_tanh(double z)
+{
+    return 0.5 * z * (1 + tanh(sqrt(2 / acos(-1)) * (z + 0.044715 * z * z * z)));
+}
+
 static double activate(const cumoe_config_t *c, double up, double glu)
 {
     const double limit = (double)c->swiglu_limit;
@@ -84,13 +89,16 @@ static double activate(const cumoe_config_t *c, double up, double glu)
     case CUMOE_ACTIVATION_GELU:
         return gelu(up);
     case CUMOE_ACTIVATION_GELU_TANH:
-        return 0.5 * up * (1 + tanh(sqrt(2 / acos(-1)) * (up + 0.044715 * up * up * up)));
+        return gelu_tanh(up);
     case CUMOE_ACTIVATION_SWIGLU:
         return silu(glu, 1) * up;
     case CUMOE_ACTIVATION_GEGLU:
         return gelu(glu) * up;
+    case CUMOE_ACTIVATION_GEGLU_TANH:
+        return gelu_tanh(glu) * up;
     case CUMOE_ACTIVATION_SWIGLU_CLAMPED:
-        return silu(fmin(glu, limit), (double)c->swiglu_alpha) * (fmax(fmin(up, limit), -limit) + 1);
+        return silu(fmin(glu, limit), (double)c->swiglu_alpha) *
+               (fmax(fmin(up, limit), -limit) + (double)c->swiglu_offset);
     default:
         return NAN;
     }

@@ -4,8 +4,8 @@
 
 const char *const gate_words[] = {"noisy-topk", "softmax",      "external",     "hierarchical",
                                   "balanced",   "softmax-topk", "sigmoid-topk", NULL};
-const char *const activation_words[] = {"relu",  "swiglu", "gelu",           "gelu-tanh", "silu",
-                                        "relu2", "geglu",  "swiglu-clamped", "identity",  NULL};
+const char *const activation_words[] = {"relu",  "swiglu",         "gelu",     "gelu-tanh",  "silu", "relu2",
+                                        "geglu", "swiglu-clamped", "identity", "geglu-tanh", NULL};
 const char *const dtype_words[] = {"f64", "f32", "bf16", "f16", NULL};
 
 /* paper-E: the layer of Shazeer et al. 2017, flat, with so many experts. sonic-*: the shapes of the SonicMoE paper

@@ -67,13 +67,24 @@ static void choose_parts(options_t *o, const struct command *command)
     o->axis[AXIS_EXPERTS].value[o->axis[AXIS_EXPERTS].count++] = CUMOE_MAX_EXPERTS;
 }
 
+/* And what --pass and the activations leave of it. */
+static void choose_pass(const program_t *program, options_t *o)
+{
+    if (o->pass == PASS_FORWARD) o->parts &= ~(unsigned)OF_BACKWARD;
+    if (o->pass == PASS_BACKWARD) o->parts &= OF_BACKWARD & ~(1U << BOTH);
+    for (int i = 0; i < o->axis[AXIS_ACTIVATION].count; i++) {
+        if (o->axis[AXIS_ACTIVATION].value[i] == CUMOE_ACTIVATION_IDENTITY)
+            command_line_fail(program, "--activation", "identity", "experts of one matrix are not timed here");
+    }
+    if (!o->parts) command_line_fail(program, "--pass", pass_words[o->pass], "leaves nothing of this command");
+}
+
 #define AXIS(name) .count = &o.axis[AXIS_##name].count, .most = MOST_VALUES
 
 options_t options_read(int argc, char **argv)
 {
-    const char *shapes[MODELS + 1], *activations[CUMOE_ACTIVATION_IDENTITY + 1] = {NULL};
+    const char *shapes[MODELS + 1];
     models_names(shapes);
-    for (int i = 0; i < CUMOE_ACTIVATION_IDENTITY; i++) activations[i] = activation_words[i]; /* of two matrices */
     options_t o = {.seconds = 60,
                    .axis[AXIS_SHAPE] = {{1}, 1},
                    .axis[AXIS_TOKENS] = {{4096}, 1},
@@ -90,8 +101,8 @@ options_t options_read(int argc, char **argv)
          .max = CUMOE_MAX_EXPERTS, AXIS(EXPERTS)},
         {"dtype", "of tokens and experts; tf32: f32 with products in tf32", .choice = o.axis[AXIS_TYPE].value,
          .words = type_words, AXIS(TYPE)},
-        {"activation", "in place of the shape's", .choice = o.axis[AXIS_ACTIVATION].value, .words = activations,
-         AXIS(ACTIVATION)},
+        {"activation", "in place of the shape's", .choice = o.axis[AXIS_ACTIVATION].value,
+         .words = activation_words, AXIS(ACTIVATION)},
         {"gate", "in place of the shape's", .choice = o.axis[AXIS_GATE].value, .words = gate_words, AXIS(GATE)},
         {"skew", "which experts are chosen: all alike, the e-th e times less often, the same K",
          .choice = o.axis[AXIS_SKEW].value, .words = skew_words, AXIS(SKEW)},
@@ -133,9 +144,7 @@ options_t options_read(int argc, char **argv)
         exit(fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE);
     }
     if (command < 0) command_line_fail(&program, "COMMAND", NULL, "is missing");
-    if (o.pass == PASS_FORWARD) o.parts &= ~(unsigned)OF_BACKWARD;
-    if (o.pass == PASS_BACKWARD) o.parts &= OF_BACKWARD & ~(1U << BOTH);
-    if (!o.parts) command_line_fail(&program, "--pass", pass_words[o.pass], "leaves nothing of this command");
+    choose_pass(&program, &o);
     return o;
 }
 

@@ -49,7 +49,7 @@ small='--hidden 33 --intermediate 45 --experts 5 --top-k 2'
     measures 14 stages $small --tokens 67 --gate softmax --cache cold
     measures 13 stages --hidden 8 --intermediate 1 --experts 3 --top-k 3 --tokens 5 --skew zipf --gate external
     measures 14 stages --hidden 24 --intermediate 16 --experts 9 --bias --tokens 2 --dtype bf16
-    measures 32 layer $small --tokens 9 --activation relu,swiglu,gelu,gelu-tanh,silu,relu2,geglu,swiglu-clamped
+    measures 36 layer $small --tokens 9 --activation relu,swiglu,gelu,gelu-tanh,silu,relu2,geglu,geglu-tanh,swiglu-clamped
     measures 28 layer --hidden 24 --intermediate 16 --experts 12 --tokens 67 \
         --gate noisy-topk,softmax,external,hierarchical,balanced,softmax-topk,sigmoid-topk
     measures 3 layer --shape paper-4 --tokens 3 --pass forward --threads 1 --pass backward \
@@ -84,7 +84,7 @@ small='--hidden 33 --intermediate 45 --experts 5 --top-k 2'
     refuses '--dtype f64: must be one of bf16, f16' layer --dtype f64
     refuses '--gate best: must be one of noisy-topk, softmax, external, hierarchical' layer --gate best
     refuses '--pass forward: leaves nothing' optimizer --pass forward
-    refuses '--activation identity: must be one of relu' layer --activation identity
+    refuses '--activation identity: experts of one matrix' layer --activation identity
     refuses 'config.top_k = 4, but must be 1..3' layer --experts 8,3
     refuses '--json /: ' layer --json /
     refuses '--csv -: only one' layer --json - --csv -

@@ -17,7 +17,7 @@ typedef struct arrays {
 bool is_glu(const cumoe_config_t *c)
 {
     return c->activation == CUMOE_ACTIVATION_SWIGLU || c->activation == CUMOE_ACTIVATION_GEGLU ||
-           c->activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
+           c->activation == CUMOE_ACTIVATION_GEGLU_TANH || c->activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
 }
 
 double gate_matrices(const cumoe_config_t *c)
