@@ -3,12 +3,17 @@
 // configuration, statuses to exceptions. Shapes without values, gradients and autocast are Python's (cumoe/ops.py).
 #include <cumoe/cumoe.h>
 
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <dlfcn.h>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -24,6 +29,7 @@ using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
 using Reals = std::vector<double>;
+using DeviceGuard = std::optional<torch::stable::accelerator::DeviceGuard>;
 
 [[noreturn]] void fail(const std::string &sentence)
 {
@@ -32,6 +38,7 @@ using Reals = std::vector<double>;
 
 void check(cumoe_status_t status)
 {
+    if (status == CUMOE_OUT_OF_MEMORY) fail(std::string("cumoe: out of memory: ") + cumoe_last_error());
     if (status != CUMOE_SUCCESS) fail(cumoe_last_error());
 }
 
@@ -46,6 +53,16 @@ struct Device {
     bool is_cuda() const
     {
         return type == aoti_torch_device_type_cuda();
+    }
+    std::string name() const
+    {
+        return is_cuda() ? "cuda:" + std::to_string(index) : "cpu";
+    }
+    // The library goes back to the thread's device, and where PyTorch has not used that one yet, CUDA would make a
+    // context on it.
+    DeviceGuard guard() const
+    {
+        return is_cuda() ? DeviceGuard(std::in_place, index) : std::nullopt;
     }
 };
 
@@ -141,17 +158,45 @@ ScalarType gate_type(ScalarType type)
     return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+int32_t number_of(ScalarType type)
+{
+    return static_cast<int32_t>(torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)));
+}
+
+// A failure of PyTorch's comes out of its stable ABI without its kind and its sentence. ops.py looks for this
+// sentence and asks PyTorch for the same memory again, so that the user gets PyTorch's own error.
+[[noreturn]] void fail_to_allocate(int64_t elements, ScalarType type, const Device &device)
+{
+    const size_t bytes = static_cast<size_t>(elements) * aoti_torch_dtype_element_size(number_of(type));
+    fail("cumoe: PyTorch gave no tensor of " + std::to_string(bytes) + " bytes on " + device.name());
+}
+
 Tensor make(const Ints &size, ScalarType type, const Device &device)
 {
     Ints stride(size.size());
     int64_t step = 1;
     for (size_t i = size.size(); i-- > 0; step *= size[i]) stride[i] = step;
     AtenTensorHandle made;
-    const int32_t dtype =
-        static_cast<int32_t>(torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
-                                                    dtype, device.type, device.index, &made));
+    if (aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(), number_of(type),
+                                 device.type, device.index, &made) != TORCH_SUCCESS)
+        fail_to_allocate(step, type, device);
     return Tensor(made);
+}
+
+// Without the gaps that it may have.
+Tensor make_like(const Tensor &tensor)
+{
+    try {
+        return torch::stable::empty_like(tensor);
+    } catch (const std::exception &) {
+        fail_to_allocate(tensor.numel(), tensor.scalar_type(), device_of(tensor));
+    }
+}
+
+Tensor copied_to(Tensor made, const Tensor &from)
+{
+    torch::stable::copy_(made, from);
+    return made;
 }
 
 Ints size_of(const Tensor &tensor)
@@ -176,8 +221,7 @@ bool is_aligned(const Tensor &tensor)
 Tensor dense(const Tensor &tensor)
 {
     if (tensor.is_contiguous() && is_aligned(tensor)) return tensor;
-    const Tensor made = torch::stable::contiguous(tensor);
-    return is_aligned(made) ? made : torch::stable::clone(made);
+    return copied_to(make(size_of(tensor), tensor.scalar_type(), device_of(tensor)), tensor);
 }
 
 Tensor converted(const Tensor &tensor, ScalarType type)
@@ -248,7 +292,7 @@ bool is_gate(int array)
     return array <= GATE_BIAS;
 }
 
-// config.py: Config.numbers and Config.reals
+// config.py: Config.numbers
 enum {
     GATE,
     ACTIVATION,
@@ -262,49 +306,68 @@ enum {
     RECOMPUTE,
     COMPUTE,
     MAX_SMS,
+    SWIGLU_LIMIT,
+    SWIGLU_ALPHA,
+    NOISE_EPSILON,
+    SAVED_LAYOUT, // not read: makes traced graphs those of one library
     NUM_NUMBERS
 };
-enum { SWIGLU_LIMIT, SWIGLU_ALPHA, NOISE_EPSILON, NUM_REALS };
 
 struct Sizes {
     int64_t hidden, intermediate, experts;
     bool bias;
 };
 
-int32_t to_int32(int64_t value, const char *name)
+template <typename Integer>
+Integer to_integer(double value, const char *name)
 {
-    if (value != static_cast<int32_t>(value))
-        fail(std::string("cumoe: ") + name + " = " + std::to_string(value) + " does not fit 32 bits");
-    return static_cast<int32_t>(value);
+    using Limits = std::numeric_limits<Integer>;
+    if (!(value >= Limits::min() && value <= Limits::max() && value == std::floor(value))) {
+        char text[32];
+        std::snprintf(text, sizeof text, "%.17g", value);
+        fail(std::string("cumoe: ") + name + " = " + text + ", but must be an integer in " +
+             std::to_string(Limits::min()) + ".." + std::to_string(Limits::max()));
+    }
+    return static_cast<Integer>(value);
 }
 
-cumoe_config_t make_config(const Ints &numbers, const Reals &reals, const Sizes &sizes, ScalarType type)
+int32_t to_int32(double value, const char *name)
 {
-    if (numbers.size() != NUM_NUMBERS || reals.size() != NUM_REALS)
-        fail("cumoe: a configuration of another version of the Python files");
+    return to_integer<int32_t>(value, name);
+}
+
+cumoe_config_t default_config()
+{
     cumoe_config_t config;
     std::memset(&config, 0, sizeof config); // it is a key: padding counts
     check(cumoe_config_init(&config));
+    for (float &weight : config.loss_weight) weight = 0; // upstream gradients come from autograd, or there are none
+    return config;
+}
+
+cumoe_config_t make_config(const Reals &numbers, const Sizes &sizes, ScalarType type)
+{
+    if (numbers.size() != NUM_NUMBERS) fail("cumoe: a configuration of another version of the Python files");
+    cumoe_config_t config = default_config();
     config.hidden_size = to_int32(sizes.hidden, "hidden_size");
     config.intermediate_size = to_int32(sizes.intermediate, "intermediate_size");
     config.num_experts = to_int32(sizes.experts, "num_experts");
     config.expert_bias = sizes.bias;
     config.dtype = dtype_of(type, "x");
-    config.gate = static_cast<cumoe_gate_kind_t>(numbers[GATE]);
-    config.activation = static_cast<cumoe_activation_t>(numbers[ACTIVATION]);
+    config.gate = static_cast<cumoe_gate_kind_t>(to_int32(numbers[GATE], "gate"));
+    config.activation = static_cast<cumoe_activation_t>(to_int32(numbers[ACTIVATION], "activation"));
     config.top_k = to_int32(numbers[TOP_K], "top_k");
     config.num_groups = to_int32(numbers[NUM_GROUPS], "num_groups");
     config.top_k_groups = to_int32(numbers[TOP_K_GROUPS], "top_k_groups");
     config.renormalize = to_int32(numbers[RENORMALIZE], "renormalize");
-    config.noise_stream = static_cast<uint32_t>(numbers[NOISE_STREAM]);
-    config.max_rows = numbers[MAX_ROWS];
+    config.noise_stream = to_integer<uint32_t>(numbers[NOISE_STREAM], "noise_stream");
+    config.max_rows = to_int32(numbers[MAX_ROWS], "max_rows");
     config.recompute = to_int32(numbers[RECOMPUTE], "recompute");
-    config.compute = static_cast<cumoe_compute_t>(numbers[COMPUTE]);
+    config.compute = static_cast<cumoe_compute_t>(to_int32(numbers[COMPUTE], "compute"));
     config.max_sms = to_int32(numbers[MAX_SMS], "max_sms");
-    config.swiglu_limit = static_cast<float>(reals[SWIGLU_LIMIT]);
-    config.swiglu_alpha = static_cast<float>(reals[SWIGLU_ALPHA]);
-    config.noise_epsilon = static_cast<float>(reals[NOISE_EPSILON]);
-    for (float &weight : config.loss_weight) weight = 0; // upstream gradients come from autograd, or there are none
+    config.swiglu_limit = static_cast<float>(numbers[SWIGLU_LIMIT]);
+    config.swiglu_alpha = static_cast<float>(numbers[SWIGLU_ALPHA]);
+    config.noise_epsilon = static_cast<float>(numbers[NOISE_EPSILON]);
     return config;
 }
 
@@ -325,12 +388,12 @@ struct Weights {
     cumoe_weights_t c;
     std::vector<Tensor> kept;
 
-    Weights(const Arrays &arrays, ScalarType type, int64_t glu)
+    Weights(const Arrays &arrays, ScalarType type, cumoe_glu_placement_t glu)
     {
         std::memset(&c, 0, sizeof c);
         c.struct_size = sizeof c;
         c.dtype = dtype_of(type, "x");
-        c.glu = static_cast<cumoe_glu_placement_t>(glu);
+        c.glu = glu;
         void **const pointers[NUM_ARRAYS] = {&c.w_gate,     &c.w_noise,   &c.w_gate_primary, &c.w_noise_primary,
                                              &c.thresholds, &c.gate_bias, &c.w_up,           &c.w_glu,
                                              &c.w_down,     &c.b_up,      &c.b_glu,          &c.b_down};
@@ -353,7 +416,7 @@ struct Weights {
     const Tensor &matrix(int array, const Tensor &given)
     {
         const bool copied = array == W_DOWN ? !is_aligned(given) : copy_up;
-        kept.push_back(copied ? torch::stable::clone(given) : given);
+        kept.push_back(copied ? copied_to(make_like(given), given) : given);
         const Tensor &tensor = kept.back();
         int64_t expert = 0, row = 0, column = 0;
         set_strides(tensor, array_names[array], &expert, &row, &column);
@@ -369,20 +432,40 @@ struct Weights {
     }
 };
 
+// What forward keeps for backward, in bytes: base + per_token * max(0, T - from). Fewer tokens than `from` have no
+// more rows in a BALANCED layer (cumoe_layer_max_rows()), and base is for as many rows.
+struct SavedBound {
+    int64_t base, per_token, from;
+
+    explicit SavedBound(const cumoe_layer_t *layer, const cumoe_config_t &config)
+    {
+        size_t bytes, bytes_per_token;
+        check(cumoe_layer_saved_bound(layer, &bytes, &bytes_per_token));
+        base = static_cast<int64_t>(bytes);
+        per_token = static_cast<int64_t>(bytes_per_token);
+        const bool balanced = config.gate == CUMOE_GATE_BALANCED;
+        const int64_t rows = std::max<int64_t>(config.max_rows, config.num_experts);
+        from = balanced ? (rows + config.top_k - 1) / config.top_k : 0;
+    }
+};
+
 // What forward and backward have in common.
 struct Call {
     Device device;
+    DeviceGuard guard;
     ScalarType type, gate;
-    int64_t tokens, glu;
+    int64_t tokens;
+    cumoe_glu_placement_t glu;
     Sizes sizes;
     cumoe_config_t config;
     const cumoe_layer_t *layer;
     cumoe_stream_t stream;
     std::optional<Rows> x;
 
-    Call(const Tensor &x_given, Arrays &arrays, const Ints &numbers, const Reals &reals)
+    Call(const Tensor &x_given, Arrays &arrays, const Reals &numbers)
     {
         device = device_of(x_given);
+        guard = device.guard();
         type = x_given.scalar_type();
         gate = gate_type(type);
         if (x_given.dim() != 2)
@@ -394,12 +477,12 @@ struct Call {
                  "hidden, intermediate]");
         tokens = x_given.size(0);
         sizes = {x_given.size(1), down.size(2), down.size(0), arrays[B_DOWN].has_value()};
-        config = make_config(numbers, reals, sizes, type);
+        config = make_config(numbers, sizes, type);
         if (config.activation == CUMOE_ACTIVATION_IDENTITY && sizes.intermediate != sizes.hidden)
             fail("cumoe: w_down has shape " + shape_text(size_of(down)) +
                  ", but with identity must be [experts, hidden, hidden]");
         if (!device.is_cuda()) config.max_threads = static_cast<int32_t>(torch::stable::get_num_threads());
-        glu = numbers[GLU];
+        glu = static_cast<cumoe_glu_placement_t>(to_int32(numbers[GLU], "glu"));
         check_arrays(arrays);
         layer = find_layer(device, config);
         stream = current_stream(device);
@@ -427,9 +510,8 @@ struct Call {
 
     size_t saved_size() const
     {
-        size_t base, per_token;
-        check(cumoe_layer_saved_bound(layer, &base, &per_token));
-        return base + per_token * static_cast<size_t>(tokens);
+        const SavedBound bound(layer, config);
+        return static_cast<size_t>(bound.base + bound.per_token * std::max<int64_t>(0, tokens - bound.from));
     }
 
     size_t workspace_size(bool with_saved) const
@@ -440,6 +522,20 @@ struct Call {
     }
 
   private:
+    Tensor converted_gate(const Tensor &tensor, const char *name) const
+    {
+        switch (tensor.scalar_type()) {
+        case ScalarType::Double:
+        case ScalarType::Float:
+        case ScalarType::BFloat16:
+        case ScalarType::Half:
+            return converted(tensor, gate);
+        default:
+            fail(std::string("cumoe: ") + name + " is " + torch::headeronly::toString(tensor.scalar_type()) +
+                 ", but must be Double, Float, BFloat16 or Half");
+        }
+    }
+
     // Shapes, types and devices, which the library cannot see behind pointers. Gate arrays of another type than the
     // library takes are converted.
     void check_arrays(Arrays &arrays) const
@@ -454,7 +550,7 @@ struct Call {
             expect_shape(*arrays[i], shapes[i], name);
             expect_device(*arrays[i], name);
             if (is_gate(i))
-                arrays[i] = converted(*arrays[i], gate);
+                arrays[i] = converted_gate(*arrays[i], name);
             else if (arrays[i]->scalar_type() != type)
                 fail(std::string("cumoe: ") + name + " is " +
                      torch::headeronly::toString(arrays[i]->scalar_type()) + ", but x is " +
@@ -476,11 +572,21 @@ Tensor call_numbers(const Call &call, const Tensor &given)
     const cumoe_handle_t *handle = find_handle(call.device);
     Tensor made = make({4}, ScalarType::Long, call.device);
     char *const to = static_cast<char *>(made.data_ptr());
-    const Tensor from = torch::stable::contiguous(given);
+    const Tensor from = dense(given);
     check(cumoe_memory_copy(handle, to, from.data_ptr(), 16, CUMOE_COPY_ON_DEVICE, call.stream));
     check(cumoe_memory_set(handle, to + 16, 0, 8, call.stream));
     check(cumoe_memory_set(handle, to + 24, 0x7f, 8, call.stream));
     return made;
+}
+
+// External routing has as many choices as it is called with.
+Reals with_top_k(Reals numbers, const Tensor &choices, const char *name)
+{
+    if (choices.dim() != 2)
+        fail(std::string("cumoe: ") + name + " has " + std::to_string(choices.dim()) +
+             " dimensions, but must have 2: [tokens, choices]");
+    if (numbers.size() > TOP_K) numbers[TOP_K] = static_cast<double>(choices.size(1));
+    return numbers;
 }
 
 struct External {
@@ -557,7 +663,7 @@ std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const T
     for (int i = 0; i < NUM_ARRAYS; i++) {
         if (!wanted[1 + i] || !arrays[i]) continue;
         // Expert matrices: the layout of the parameter, so that nothing is transposed on the way to it.
-        gradients[i] = is_matrix(i) ? torch::stable::empty_like(*arrays[i])
+        gradients[i] = is_matrix(i) ? make_like(*arrays[i])
                                     : make(size_of(*arrays[i]), is_gate(i) ? call.gate : call.type, call.device);
     }
     if (wanted[1 + NUM_ARRAYS] && !index_weight)
@@ -588,7 +694,7 @@ Maybe mask_of(const Call &call, const Maybe &given)
     call.expect_device(*given, "token_mask");
     if (given->scalar_type() != ScalarType::Bool && given->scalar_type() != ScalarType::Byte)
         fail("cumoe: token_mask must be bool or uint8");
-    return torch::stable::contiguous(*given);
+    return dense(*given);
 }
 
 // ---- the operators ----
@@ -609,11 +715,11 @@ Maybe mask_of(const Call &call, const Maybe &given)
 
 using MoeOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, Ints numbers, Reals reals,
-               bool training, bool keep)
+MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, Reals numbers, bool training,
+               bool keep)
 {
     Arrays arrays = ALL_ARRAYS;
-    const Call call(x, arrays, numbers, reals);
+    const Call call(x, arrays, numbers);
     if (call.config.gate == CUMOE_GATE_EXTERNAL) fail("cumoe: external routing is the operator experts()");
     const bool balanced = call.config.gate == CUMOE_GATE_BALANCED;
     const Weights weights(arrays, call.type, call.glu);
@@ -632,7 +738,8 @@ MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, I
     const Tensor chosen_offset = make({balanced ? T + 1 : 0}, ScalarType::Int, call.device);
     const Tensor expert_count = make({E}, ScalarType::Int, call.device);
     const int64_t width = (E + 3) / 4 * 4; // rows are 16-byte aligned
-    const Tensor sums = make({balanced && training ? 3 : 2, width}, call.gate, call.device);
+    Tensor sums = make({balanced && training ? 3 : 2, width}, call.gate, call.device);
+    if (width != E) torch::stable::zero_(sums); // what stands between the rows
     const Tensor statistics = make({sizeof(cumoe_statistics_t) / 8}, ScalarType::Long, call.device);
     const Tensor workspace = call.scratch(call.workspace_size(keep));
 
@@ -658,20 +765,20 @@ MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, I
 }
 
 std::vector<Tensor> moe_backward(Tensor dy, Maybe dlosses, Tensor saved, Tensor x, ARRAY_PARAMETERS,
-                                 Maybe token_mask, Ints numbers, Reals reals, bool training, bool partial,
+                                 Maybe token_mask, Reals numbers, bool training, bool partial,
                                  std::vector<bool> wanted)
 {
     Arrays arrays = ALL_ARRAYS;
-    const Call call(x, arrays, numbers, reals);
+    const Call call(x, arrays, numbers);
     return run_backward(call, arrays, dy, dlosses, mask_of(call, token_mask), saved, training, partial, wanted,
                         std::nullopt);
 }
 
-std::tuple<Tensor, Tensor> experts(Tensor x, Tensor index, Tensor weight, EXPERT_PARAMETERS, Ints numbers,
-                                   Reals reals, bool keep)
+std::tuple<Tensor, Tensor> experts(Tensor x, Tensor index, Tensor weight, EXPERT_PARAMETERS, Reals numbers,
+                                   bool keep)
 {
     Arrays arrays = EXPERT_ARRAYS;
-    const Call call(x, arrays, numbers, reals);
+    const Call call(x, arrays, with_top_k(numbers, index, "index"));
     const External external(call, index, weight);
     const Weights weights(arrays, call.type, call.glu);
     const Tensor y = make({call.tokens, call.sizes.hidden}, call.type, call.device);
@@ -687,55 +794,50 @@ std::tuple<Tensor, Tensor> experts(Tensor x, Tensor index, Tensor weight, EXPERT
 }
 
 std::vector<Tensor> experts_backward(Tensor dy, Tensor saved, Tensor x, Tensor weight, EXPERT_PARAMETERS,
-                                     Ints numbers, Reals reals, std::vector<bool> wanted)
+                                     Reals numbers, std::vector<bool> wanted)
 {
     Arrays arrays = EXPERT_ARRAYS;
-    const Call call(x, arrays, numbers, reals);
+    const Call call(x, arrays, with_top_k(numbers, weight, "weight"));
     return run_backward(call, arrays, dy, std::nullopt, std::nullopt, saved, false, false, wanted, weight);
 }
 
-// The layer of a configuration alone, without weights. `sizes`: hidden, intermediate, experts, bias.
-const cumoe_layer_t *layer_of(const Ints &numbers, const Reals &reals, const Ints &sizes, int64_t type,
-                              const Device &device)
+// What the library says of a configuration on a device: an exception with its sentence, or the numbers of
+// SavedBound. `sizes`: hidden, intermediate, experts, bias. `device`: a CUDA ordinal, -1 = the CPU.
+std::tuple<int64_t, int64_t, int64_t> saved_bound(Reals numbers, Ints sizes, int64_t type, int64_t device)
 {
     const ScalarType types[] = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half};
     if (sizes.size() != 4 || type < CUMOE_F64 || type > CUMOE_F16)
         fail("cumoe: a configuration of another version of the Python files");
     const cumoe_config_t config =
-        make_config(numbers, reals, {sizes[0], sizes[1], sizes[2], sizes[3] != 0}, types[type - CUMOE_F64]);
-    return find_layer(device, config);
-}
-
-// What the library says of a configuration on a device: an exception with its sentence, or the two numbers of
-// cumoe_layer_saved_bound(). `device`: a CUDA ordinal, -1 = the CPU.
-std::tuple<int64_t, int64_t> saved_bound(Ints numbers, Reals reals, Ints sizes, int64_t type, int64_t device)
-{
+        make_config(numbers, {sizes[0], sizes[1], sizes[2], sizes[3] != 0}, types[type - CUMOE_F64]);
     const Device where = {device < 0 ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(),
                           static_cast<int32_t>(device)};
-    size_t base, per_token;
-    check(cumoe_layer_saved_bound(layer_of(numbers, reals, sizes, type, where), &base, &per_token));
-    return {static_cast<int64_t>(base), static_cast<int64_t>(per_token)};
+    const DeviceGuard guard = where.guard();
+    const SavedBound bound(find_layer(where, config), config);
+    return {bound.base, bound.per_token, bound.from};
 }
 
 void gate_bias_update(Tensor gate_bias, Tensor expert_count, double rate)
 {
     const Device device = device_of(gate_bias);
+    const DeviceGuard guard = device.guard();
     const ScalarType type = gate_bias.scalar_type();
     const int64_t experts = gate_bias.numel();
     if (type != gate_type(type)) fail("cumoe: gate_bias must be float32 or float64");
-    if (!gate_bias.is_contiguous()) fail("cumoe: gate_bias must be contiguous");
     expect_shape(gate_bias, {experts}, "gate_bias");
     expect_shape(expert_count, {experts}, "expert_count");
     if (expert_count.scalar_type() != ScalarType::Int || !(device_of(expert_count) == device))
         fail("cumoe: expert_count must be int32, on the device of gate_bias");
-    Ints numbers(NUM_NUMBERS);
-    numbers[GATE] = CUMOE_GATE_SIGMOID_TOPK;
-    numbers[TOP_K] = 1;
-    const cumoe_layer_t *layer =
-        layer_of(numbers, Reals{7, 1.702, 0}, {1, 1, experts, 0}, dtype_of(type, "gate_bias"), device);
-    const Tensor count = dense(expert_count);
-    check(cumoe_gate_bias_update(layer, gate_bias.data_ptr(), static_cast<const int32_t *>(count.data_ptr()),
-                                 static_cast<float>(rate), current_stream(device)));
+    cumoe_config_t config = default_config();
+    config.gate = CUMOE_GATE_SIGMOID_TOPK;
+    config.hidden_size = config.intermediate_size = config.top_k = 1;
+    config.num_experts = to_int32(static_cast<double>(experts), "num_experts");
+    config.dtype = dtype_of(type, "gate_bias");
+    const Tensor count = dense(expert_count), moved = copied_to(make({experts}, type, device), gate_bias);
+    check(cumoe_gate_bias_update(find_layer(device, config), moved.data_ptr(),
+                                 static_cast<const int32_t *>(count.data_ptr()), static_cast<float>(rate),
+                                 current_stream(device)));
+    torch::stable::copy_(gate_bias, moved); // tells autograd that it changed
 }
 
 int64_t version()
@@ -753,20 +855,29 @@ int64_t version()
     "Tensor? w_gate, Tensor? w_noise, Tensor? w_gate_primary, Tensor? w_noise_primary, Tensor? thresholds, "       \
     "Tensor? gate_bias, " EXPERT_SCHEMA
 
+#define MOE_SCHEMA                                                                                                 \
+    "(Tensor x, " ARRAY_SCHEMA "Tensor? token_mask, Tensor? call, float[] numbers, bool training, "                \
+    "bool keep) -> (Tensor y, Tensor losses, Tensor saved, Tensor chosen_expert, Tensor chosen_weight, "           \
+    "Tensor chosen_offset, Tensor expert_count, Tensor sums, Tensor statistics)"
+#define EXPERTS_SCHEMA                                                                                             \
+    "(Tensor x, Tensor index, Tensor weight, " EXPERT_SCHEMA "float[] numbers, bool keep) -> "                     \
+    "(Tensor y, Tensor saved)"
+
+// moe and experts, which ops.py gives gradients, are for graphs; moe_forward and experts_forward are the same
+// without, which is quicker.
 STABLE_TORCH_LIBRARY(cumoe, m)
 {
-    m.def("moe(Tensor x, " ARRAY_SCHEMA "Tensor? token_mask, Tensor? call, int[] numbers, float[] reals, "
-          "bool training, bool keep) -> (Tensor y, Tensor losses, Tensor saved, Tensor chosen_expert, "
-          "Tensor chosen_weight, Tensor chosen_offset, Tensor expert_count, Tensor sums, Tensor statistics)");
+    m.def("moe" MOE_SCHEMA);
+    m.def("moe_forward" MOE_SCHEMA);
     m.def("moe_backward(Tensor dy, Tensor? dlosses, Tensor saved, Tensor x, " ARRAY_SCHEMA
-          "Tensor? token_mask, int[] numbers, float[] reals, bool training, bool partial, bool[] wanted) -> "
+          "Tensor? token_mask, float[] numbers, bool training, bool partial, bool[] wanted) -> "
           "Tensor[]");
-    m.def("experts(Tensor x, Tensor index, Tensor weight, " EXPERT_SCHEMA
-          "int[] numbers, float[] reals, bool keep) -> (Tensor y, Tensor saved)");
+    m.def("experts" EXPERTS_SCHEMA);
+    m.def("experts_forward" EXPERTS_SCHEMA);
     m.def("experts_backward(Tensor dy, Tensor saved, Tensor x, Tensor weight, " EXPERT_SCHEMA
-          "int[] numbers, float[] reals, bool[] wanted) -> Tensor[]");
+          "float[] numbers, bool[] wanted) -> Tensor[]");
     m.def("gate_bias_update(Tensor(a!) gate_bias, Tensor expert_count, float rate) -> ()");
-    m.def("saved_bound(int[] numbers, float[] reals, int[] sizes, int type, int device) -> (int, int)");
+    m.def("saved_bound(float[] numbers, int[] sizes, int type, int device) -> (int, int, int)");
     m.def("version() -> int");
 }
 
@@ -774,8 +885,10 @@ STABLE_TORCH_LIBRARY(cumoe, m)
     STABLE_TORCH_LIBRARY_IMPL(cumoe, key, m)                                                                       \
     {                                                                                                              \
         m.impl("moe", TORCH_BOX(&moe));                                                                            \
+        m.impl("moe_forward", TORCH_BOX(&moe));                                                                    \
         m.impl("moe_backward", TORCH_BOX(&moe_backward));                                                          \
         m.impl("experts", TORCH_BOX(&experts));                                                                    \
+        m.impl("experts_forward", TORCH_BOX(&experts));                                                            \
         m.impl("experts_backward", TORCH_BOX(&experts_backward));                                                  \
         m.impl("gate_bias_update", TORCH_BOX(&gate_bias_update));                                                  \
     }

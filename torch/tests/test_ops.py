@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import forward_ad, gradcheck
 
 import cumoe
 from cases import DTYPES, GATES, assert_same_bits, every_gate, make_moe
@@ -23,7 +23,7 @@ def moe_arguments(moe, x, training, mask=None):
     arrays = [getattr(moe, name) for name in ARRAYS]
     arrays = [None if array is None else array.detach() for array in arrays]
     call = noise() if training and "noisy" in moe.config.gate else None
-    return (x, *arrays, mask, call, moe.config.numbers, moe.config.reals, training)
+    return (x, *arrays, mask, call, moe.config.numbers, training)
 
 
 @every_gate
@@ -68,8 +68,8 @@ def routing(dtype=torch.float64, tokens=T):
 
 
 def expert_arguments(arrays, x, index, weight):
-    numbers = [2, cumoe.config.ACTIVATIONS.index("swiglu"), 0, K, 0, 0, 0, 0, 0, 0, 0, 0]
-    return (x, index, weight, *(arrays.get(name) for name in ARRAYS[6:]), numbers, [7.0, 1.702, 0.0])
+    config = cumoe.Config(H, I, E, K, "external", "swiglu")
+    return (x, index, weight, *(arrays.get(name) for name in ARRAYS[6:]), config.numbers)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -87,6 +87,15 @@ def test_opcheck_experts(transposed):
 def test_opcheck_gate_bias_update():
     torch.library.opcheck(torch.ops.cumoe.gate_bias_update,
                           (torch.zeros(4), torch.tensor([1, 2, 3, 4], dtype=torch.int32), 0.5))
+
+
+def test_gate_bias_update_is_noticed():
+    """By the version counter, and in a view with gaps."""
+    bias, count = torch.zeros(4, 2), torch.tensor([1, 2, 3, 4], dtype=torch.int32)
+    before = bias._version
+    torch.ops.cumoe.gate_bias_update(bias[:, 0], count, 0.5)
+    assert bias._version == before + 1
+    assert torch.equal(bias, torch.tensor([[0.5, 0], [0.5, 0], [-0.5, 0], [-0.5, 0]]))
 
 
 @every_gate
@@ -323,6 +332,84 @@ def test_no_second_gradient():
         gradient.sum().backward()
 
 
+def test_operators_of_graphs_have_gradients():
+    """Those of torch.ops.cumoe.moe and experts, which exported programs call, are those of the functional forms."""
+    moe = make_moe("softmax_topk")
+    x = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
+    arrays = [getattr(moe, name) for name in ARRAYS]
+    out, wanted = moe(x), [x, *moe.parameters()]
+    y, losses, *_ = torch.ops.cumoe.moe(x, *arrays, None, None, moe.config.numbers, True, True)
+    for a, b in zip(torch.autograd.grad(y.sum() + losses.sum(), wanted),
+                    torch.autograd.grad(out.y.sum() + out.losses.sum(), wanted)):
+        assert_same_bits(a, b)
+    arrays = expert_arrays(requires_grad=True)
+    x, index, weight = routing()
+    wanted = [x.requires_grad_(), weight.requires_grad_(), *arrays.values()]
+    y, _ = torch.ops.cumoe.experts(*expert_arguments(arrays, x, index, weight), True)
+    for a, b in zip(torch.autograd.grad(y.sum(), wanted),
+                    torch.autograd.grad(F.experts(x, index, weight, **arrays, activation="swiglu").sum(), wanted)):
+        assert_same_bits(a, b)
+    y, _ = torch.ops.cumoe.experts(*expert_arguments(arrays, x, index, weight), False)
+    with pytest.raises(RuntimeError, match="keep = False, which kept nothing"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_is_refused(frozen):
+    moe = make_moe("softmax_topk", torch.float32).requires_grad_(not frozen)
+    experts = cumoe.Experts(H, I, E).requires_grad_(not frozen)
+    x, index, weight = routing(torch.float32)
+    for function in (lambda x: moe(x).y), (lambda x: experts(x, index, weight)):
+        with forward_ad.dual_level():
+            assert function(x).isfinite().all()
+            with pytest.raises(RuntimeError, match="cumoe: forward-mode gradients are not supported"):
+                function(forward_ad.make_dual(x, torch.ones_like(x)))
+        with pytest.raises(RuntimeError, match="functorch"):  # of PyTorch
+            torch.func.jvp(function, (x,), (torch.ones_like(x),))
+
+
+def test_out_of_memory_is_pytorchs_own():
+    """More than any address space has: y, what is kept, and gradients."""
+    tokens, inner = 10**7, 4 * 10**6
+    x, index, weight = torch.zeros(tokens, 1), torch.zeros(tokens, 1, dtype=torch.int64), torch.zeros(tokens, 1)
+    with pytest.raises(RuntimeError) as of_pytorch:
+        torch.empty(2**47)
+    with pytest.raises(RuntimeError) as raised:
+        F.experts(x, index, weight, torch.zeros(1, inner, 1), torch.zeros(1, 1, inner))
+    assert type(raised.value) is type(of_pytorch.value)
+    assert "DefaultCPUAllocator" in str(of_pytorch.value) and "DefaultCPUAllocator" in str(raised.value)
+    error = RuntimeError("cumoe: out of memory: cumoe_layer_forward: CUDA device 0: out of memory")  # of the library
+    assert type(ops.own_error(error)) is torch.OutOfMemoryError and str(ops.own_error(error)) == str(error)
+    error = RuntimeError("cumoe: PyTorch gave no tensor of 8 bytes on cpu")  # which it has by now
+    assert ops.own_error(error) is error
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 20, 64])
+@pytest.mark.parametrize("max_rows", [0, 32])
+def test_what_balanced_keeps(tokens, max_rows):
+    """Enough around the number of tokens that has max_rows = 2 a token, and little more than without it."""
+    moe = make_moe("balanced", max_rows=max_rows)
+    x = torch.randn(tokens, H, dtype=torch.float64, requires_grad=True)
+    for training in False, True:
+        moe.train(training)
+        out = moe(x)
+        (out.y.sum() + out.loss).backward()
+    sizes = [len(torch.ops.cumoe.moe(*moe_arguments(other, x.detach(), True), True)[2])
+             for other in (moe, make_moe("softmax_topk", top_k=2))]
+    room = 2 * max(tokens, max_rows / 2, E / 2) / (2 * tokens)  # rows there may be, to those of two a token
+    assert sizes[0] < 1.2 * room * sizes[1] + 2048
+
+
+def test_nothing_unwritten_beside_sums():
+    """Rows of five experts are eight numbers apart, in memory that was used before."""
+    moe, x = cumoe.MoE(H, I, 5, 2, gate="softmax_topk"), torch.randn(T, H)
+    for _ in range(9):
+        used = [torch.full((2, 8), torch.nan) for _ in range(99)]
+        del used
+        sums = moe(x).sums
+        assert sums.shape == (2, 8) and not sums[:, 5:].any()
+
+
 def test_threads_change_no_bits():
     moe = make_moe("noisy_topk", torch.float32)
     x = torch.randn(300, H)
@@ -386,14 +473,14 @@ BACKWARD_REFUSED = {
 def test_backward_refuses_nonsense(what):
     """Called by hand, as nobody should: a sentence, and nothing is read where there is nothing."""
     moe = make_moe("noisy_topk")
-    x, *arrays, mask, call, numbers, reals, training = moe_arguments(moe, torch.randn(T, H, dtype=torch.float64), True)
-    y, losses, saved, *_ = torch.ops.cumoe.moe(x, *arrays, mask, call, numbers, reals, training, True)
+    x, *arrays, mask, call, numbers, training = moe_arguments(moe, torch.randn(T, H, dtype=torch.float64), True)
+    y, losses, saved, *_ = torch.ops.cumoe.moe(x, *arrays, mask, call, numbers, training, True)
     a = dict(dy=torch.ones_like(y), dlosses=torch.ones_like(losses), saved=saved, mask=mask, numbers=numbers,
              wanted=[True] * 13 + [False])
     change, sentence = BACKWARD_REFUSED[what]
     change(a)
     with pytest.raises(RuntimeError, match=sentence):
-        torch.ops.cumoe.moe_backward(a["dy"], a["dlosses"], a["saved"], x, *arrays, a["mask"], a["numbers"], reals,
+        torch.ops.cumoe.moe_backward(a["dy"], a["dlosses"], a["saved"], x, *arrays, a["mask"], a["numbers"],
                                      training, False, a["wanted"])
 
 
@@ -405,6 +492,36 @@ def test_backward_refuses_nonsense(what):
 def test_refused_names(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         F.experts(*routing(), **expert_arrays() | wrong)
+
+
+@pytest.mark.parametrize("numbers, sentence", [
+    (dict(noise_stream=2**32), "noise_stream = 4294967296, but must be an integer in 0..4294967295"),
+    (dict(noise_stream=-1), "noise_stream = -1, but must be an integer in 0..4294967295"),
+    (dict(top_k=2.5), "top_k = 2.5, but must be an integer"),
+    (dict(gate="balanced", max_rows=2**31), "max_rows = 2147483648, but must be an integer in -2147483648..2147483647"),
+])
+def test_refused_numbers(numbers, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cumoe.MoE(H, I, E, **dict(top_k=2) | numbers)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 10])  # gate, activation, placement, compute
+def test_numbers_of_names_are_not_cut_off(place):
+    moe = make_moe("softmax_topk")
+    x, *arrays, mask, call, numbers, training = moe_arguments(moe, torch.randn(T, H, dtype=torch.float64), False)
+    numbers = [*numbers]
+    numbers[place] += 2**32
+    with pytest.raises(RuntimeError, match="but must be an integer in -2147483648..2147483647"):
+        torch.ops.cumoe.moe(x, *arrays, mask, call, numbers, training, False)
+
+
+def test_gate_arrays_of_integers_are_refused():
+    moe = make_moe("sigmoid_topk", torch.float32)
+    for name, kind in ("w_gate", torch.int64), ("gate_bias", torch.int32), ("w_gate", torch.complex64):
+        arrays = dict(moe.named_parameters()) | dict(moe.named_buffers())
+        arrays[name] = arrays[name].detach().to(kind)
+        with pytest.raises(RuntimeError, match=f"cumoe: {name} is .*, but must be Double, Float, BFloat16 or Half"):
+            F.moe(torch.randn(T, H), moe.config, **arrays)
 
 
 def test_refused_calls():
