@@ -1,5 +1,6 @@
 """What was built, and what it says where something is missing."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -43,6 +44,17 @@ def test_what_is_missing_is_said(prepare, sentence):
     code = f"import sys; {prepare}\nimport cumoe"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1 and f"ImportError: " in run.stderr and sentence in run.stderr, run.stderr
+
+
+def test_an_old_pytorch_is_refused_before_anything_is_compiled(tmp_path):
+    """As pip asks setup.py; with the newest PyTorch that is too old, then with one that is not."""
+    (tmp_path / "torch/include/torch").mkdir(parents=True)
+    for version, refused in ("2.10.1+cu130", True), ("2.11.0a0", False):
+        (tmp_path / "torch/version.py").write_text(f"__version__ = '{version}'\n")
+        run = subprocess.run([sys.executable, "setup.py", "--version"], cwd=pathlib.Path(__file__).parents[1],
+                             env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+        assert (run.returncode != 0) == refused
+        assert (f"is PyTorch {version}, but must be 2.11 or later: pip install --upgrade torch" in run.stderr) == refused
 
 
 def test_import_is_light():
