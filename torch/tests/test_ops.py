@@ -11,8 +11,9 @@ from cumoe import ops
 
 ARRAYS = ops.ARRAYS
 T, H, I, E, K = 7, 10, 12, 8, 2
-WITHOUT_VALUES = ("test_schema", "test_autograd_registration", "test_faketensor")
-CHECKS = (*WITHOUT_VALUES, "test_aot_dispatch_dynamic")  # this one compares values, so nothing may be unwritten
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
+# Slow, and it compares values, so that nothing may be unwritten. test_modules.py compiles every gate.
+COMPILED = (*CHECKS, "test_aot_dispatch_dynamic")
 
 
 def noise():
@@ -31,40 +32,38 @@ def moe_arguments(moe, x, training, mask=None):
 def test_opcheck_moe(gate, training):
     moe = make_moe(gate, bias=True)
     arguments = moe_arguments(moe, torch.randn(T, H, dtype=torch.float64), training, torch.arange(T) != 3)
-    written = gate != "balanced"  # chosen_expert has room for more slots than there are
-    torch.library.opcheck(torch.ops.cumoe.moe, (*arguments, False), test_utils=CHECKS if written else WITHOUT_VALUES)
-    torch.library.opcheck(torch.ops.cumoe.moe, (*arguments, True), test_utils=WITHOUT_VALUES)
+    compiled = gate in ("noisy_topk", "softmax")  # choices of K experts, and of all
+    torch.library.opcheck(torch.ops.cumoe.moe, (*arguments, False), test_utils=COMPILED if compiled else CHECKS)
+    for operator in torch.ops.cumoe.moe, torch.ops.cumoe.moe_forward:
+        torch.library.opcheck(operator, (*arguments, True), test_utils=CHECKS)
     y, losses, saved, *_ = torch.ops.cumoe.moe(*arguments, True)
     x, arrays, (mask, call, *rest) = arguments[0], arguments[1:1 + len(ARRAYS)], arguments[1 + len(ARRAYS):]
     wanted = [True] + [array is not None and name != "gate_bias" for name, array in zip(ARRAYS, arrays)] + [False]
     torch.library.opcheck(torch.ops.cumoe.moe_backward,
                           (torch.ones_like(y), torch.ones_like(losses), saved, x, *arrays, mask, *rest, False, wanted),
-                          test_utils=CHECKS)
+                          test_utils=COMPILED if compiled else CHECKS)
 
 
-def expert_arrays(dtype=torch.float64, glu="separate", bias=True, transposed=False, requires_grad=False):
+def expert_arrays(dtype=torch.float64, glu="separate", transposed=False, requires_grad=False, hidden=H, inner=I):
     """Arguments of functional.experts beside x, index, weight."""
     torch.manual_seed(3)
-    rows = I if glu == "separate" else 2 * I
+    rows = inner if glu == "separate" else 2 * inner
 
     def matrix(*size):
         made = torch.randn(E, size[1], size[0], dtype=dtype) if transposed else torch.randn(E, *size, dtype=dtype)
         made.requires_grad_(requires_grad)
         return made.transpose(1, 2) if transposed else made
 
-    arrays = dict(w_up=matrix(rows, H), w_down=matrix(H, I))
+    arrays, biases = dict(w_up=matrix(rows, hidden), w_down=matrix(hidden, inner)), dict(b_up=rows, b_down=hidden)
     if glu == "separate":
-        arrays["w_glu"] = matrix(I, H)
-    if bias:
-        sizes = dict(b_up=rows, b_down=H) | (dict(b_glu=I) if glu == "separate" else {})
-        arrays |= {name: torch.randn(E, n, dtype=dtype, requires_grad=requires_grad) for name, n in sizes.items()}
-    return arrays
+        arrays["w_glu"], biases["b_glu"] = matrix(inner, hidden), inner
+    return arrays | {name: torch.randn(E, n, dtype=dtype, requires_grad=requires_grad) for name, n in biases.items()}
 
 
-def routing(dtype=torch.float64, tokens=T):
+def routing(dtype=torch.float64, tokens=T, hidden=H):
     torch.manual_seed(4)
     index = torch.randint(-1, E + 1, (tokens, K))
-    return torch.randn(tokens, H, dtype=dtype), index, torch.rand(tokens, K, dtype=dtype)
+    return torch.randn(tokens, hidden, dtype=dtype), index, torch.rand(tokens, K, dtype=dtype)
 
 
 def expert_arguments(arrays, x, index, weight):
@@ -75,13 +74,14 @@ def expert_arguments(arrays, x, index, weight):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_opcheck_experts(transposed):
     arguments = expert_arguments(expert_arrays(transposed=transposed), *routing())
-    torch.library.opcheck(torch.ops.cumoe.experts, (*arguments, False), test_utils=CHECKS)
-    torch.library.opcheck(torch.ops.cumoe.experts, (*arguments, True), test_utils=WITHOUT_VALUES)
+    torch.library.opcheck(torch.ops.cumoe.experts, (*arguments, False), test_utils=COMPILED)
+    for operator in torch.ops.cumoe.experts, torch.ops.cumoe.experts_forward:
+        torch.library.opcheck(operator, (*arguments, True), test_utils=CHECKS)
     y, saved = torch.ops.cumoe.experts(*arguments, True)
     x, index, weight, *rest = arguments
     wanted = [True] + [False] * 6 + [True] * 6 + [True]
     torch.library.opcheck(torch.ops.cumoe.experts_backward, (torch.ones_like(y), saved, x, weight, *rest, wanted),
-                          test_utils=CHECKS)
+                          test_utils=COMPILED)
 
 
 def test_opcheck_gate_bias_update():
@@ -102,9 +102,9 @@ def test_gate_bias_update_is_noticed():
 @pytest.mark.parametrize("training", [False, True])
 def test_gradcheck_moe(gate, training):
     """Of y and of every loss, with regard to everything that has a gradient."""
-    moe = make_moe(gate, bias=True)
+    moe = make_moe(gate, bias=True, hidden=5, inner=3)
     names = [name for name, _ in moe.named_parameters()]
-    x = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(T, 5, dtype=torch.float64, requires_grad=True)
     mask = torch.arange(T) != 3
     rest = dict(token_mask=mask, call=noise(), training=training)
     if moe.gate_bias is not None:
@@ -124,8 +124,8 @@ def test_gradcheck_moe(gate, training):
 @pytest.mark.parametrize("glu", ["separate", "first", "last", "interleaved"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_gradcheck_experts(glu, transposed):
-    arrays = expert_arrays(glu=glu, transposed=transposed, requires_grad=True)
-    x, index, weight = routing()
+    arrays = expert_arrays(glu=glu, transposed=transposed, requires_grad=True, hidden=5, inner=3)
+    x, index, weight = routing(hidden=5)
     names = list(arrays)
 
     def function(x, weight, *values):
