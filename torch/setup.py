@@ -1,4 +1,4 @@
-"""Builds ops.cc with a plain C++ compiler, and puts libcumoe.so beside it.
+"""Builds the operators (ops.cc) with a plain C++ compiler, and puts libcumoe.so beside it.
 
 Environment:
   CUMOE_LIBRARY  a libcumoe.so to take; else the installed one that pkg-config knows, else it is built (CMake)
@@ -114,6 +114,6 @@ class StableWheel(bdist_wheel):
 
 
 setup(version=".".join(map(str, library_version())),
-      ext_modules=[Extension("cumoe._ops", ["ops.cc"], py_limited_api=True)],
+      ext_modules=[Extension("cumoe._ops", ["ops.cc"], depends=["call.h", "tensors.h"], py_limited_api=True)],
       setup_requires=[] if find_torch() else [f"torch=={OLDEST_TORCH}.0"],
       cmdclass={"build_ext": BuildOperators, "bdist_wheel": StableWheel})

@@ -66,7 +66,7 @@ class Config:
         return _make, ({field.name: getattr(self, field.name) for field in dataclasses.fields(self)},)
 
     def _numbers(self):
-        """As the operators take them; ops.cc has the same order."""
+        """As the operators take them; call.h has the same order."""
         return (number_of(GATES, self.gate, "gate"), number_of(ACTIVATIONS, self.activation, "activation"),
                 number_of(PLACEMENTS, self.glu, "glu"), self.top_k, self.num_groups, self.top_k_groups,
                 self.renormalize, self.noise_stream, self.max_rows, self.recompute,
@@ -85,7 +85,7 @@ class Config:
             raise ValueError(str(error).splitlines()[0]) from None
 
     def saved_bound(self, dtype):
-        """What forward keeps for backward on the CPU: base, per_token, from (ops.cc)."""
+        """What forward keeps for backward on the CPU: base, per_token, from (call.h)."""
         sizes = [self.hidden_size, self.intermediate_size, self.num_experts, int(self.bias)]
         return torch.ops.cumoe.saved_bound(self.numbers, sizes, DTYPES[dtype], -1)
 
@@ -93,11 +93,12 @@ class Config:
 def _saved_layout():
     """A number that another library has when it keeps more or less for backward. Traced graphs have it among their
     constants, so that what a compiler stored on disk is not taken for another library."""
-    kinds = itertools.product(GATES, ACTIVATIONS, (False, True), DTYPES)
-    groups = {"hierarchical": dict(num_groups=4, top_k_groups=2), "softmax": dict(top_k=0)}
-    bounds = [Config(**dict(hidden_size=16, intermediate_size=16, num_experts=8, top_k=4, gate=gate, activation=activation,
-                            recompute=recompute) | groups.get(gate, {})).saved_bound(dtype)
-              for gate, activation, recompute, dtype in kinds]
+    bounds = []
+    for gate, activation, recompute in itertools.product(GATES, ACTIVATIONS, (False, True)):
+        own = {"hierarchical": dict(num_groups=4, top_k_groups=2), "softmax": dict(top_k=0)}.get(gate, {})
+        kind = dict(hidden_size=16, intermediate_size=16, num_experts=8, top_k=4) | own
+        config = Config(**kind, gate=gate, activation=activation, recompute=recompute)
+        bounds += [config.saved_bound(dtype) for dtype in DTYPES]
     return float(zlib.crc32(repr(bounds).encode()))
 
 

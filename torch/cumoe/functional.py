@@ -9,7 +9,6 @@ from . import ops
 from .config import ACTIVATIONS, COMPUTES, GATES, LOSS_WEIGHTS, PLACEMENTS, SAVED_LAYOUT, gate_dtype, number_of
 from .output import MoEOutput
 
-
 _EXTERNAL = number_of(GATES, "external", "gate")
 
 
@@ -64,7 +63,7 @@ def apply_experts(x, index, weight, arrays, numbers):
     if weight.dtype != x.dtype and weight.dtype != gate_dtype(x.dtype):
         weight = weight.to(gate_dtype(x.dtype))
     if len(shape) != 2:
-        index, weight = index.flatten(0, -2), weight.flatten(0, -2)
+        index, weight = (tensor.reshape(-1, tensor.size(-1)) for tensor in (index, weight))
     arguments = (_rows(x, hidden), index, weight, *arrays, numbers)
     keep = _needs_gradient(x, weight, *arrays)
     try:

@@ -96,7 +96,8 @@ _REFUSED = re.compile(r"cumoe: PyTorch gave no tensor of (\d+) bytes on (\S+)")
 
 
 def own_error(error):
-    """Out of memory as PyTorch says it. Its allocator's error does not come through the stable ABI: it is asked again."""
+    """Out of memory as PyTorch says it: its allocator is asked again, as its error does not come through the stable ABI.
+    Any other error as it is."""
     refused = _REFUSED.search(str(error))
     if refused:
         try:

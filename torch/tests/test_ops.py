@@ -231,6 +231,16 @@ def test_no_tokens():
     assert F.experts(x, index, weight, **expert_arrays(), activation="swiglu").shape == (0, H)
 
 
+def test_shapes_of_tokens():
+    """One token, or many in any shape."""
+    x, index, weight = routing(tokens=6)
+    arrays = expert_arrays()
+    y = F.experts(x, index, weight, **arrays, activation="swiglu")
+    assert torch.equal(F.experts(x[2], index[2], weight[2], **arrays, activation="swiglu"), y[2])
+    shaped = (tensor.view(2, 3, -1) for tensor in (x, index, weight))
+    assert torch.equal(F.experts(*shaped, **arrays, activation="swiglu"), y.view(2, 3, -1))
+
+
 def test_sentinels_contribute_nothing():
     x, index, weight = routing(torch.float32)
     arrays = expert_arrays(torch.float32, requires_grad=True)
