@@ -44,7 +44,7 @@ inline bool is_gate(int array)
     return array <= GATE_BIAS;
 }
 
-// config.py: Config.numbers
+// config.py: Config.numbers. One list of floats, as each list costs half a microsecond a call.
 enum {
     GATE,
     ACTIVATION,
