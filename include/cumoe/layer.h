@@ -64,8 +64,9 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_max_rows(const cumoe_layer_
                                                               int64_t *max_rows, int64_t *max_slots);
 
 /* For whoever must size saved before T is known, as a compiler that traces with an unknown T:
- * cumoe_layer_buffer_sizes() never says more than base + per_token * T. It says hardly less, but for BALANCED with
- * few tokens, where rows do not grow with T.
+ * cumoe_layer_buffer_sizes() never says more than base + per_token * T, and hardly less. BALANCED, whose rows do
+ * not grow with few tokens: never more than base + per_token * max(0, T - T0), T0 = max(E, config.max_rows) / K
+ * rounded up, and hardly less from T0 on.
  *
  * base, per_token  out: bytes
  *
