@@ -46,6 +46,7 @@ struct cumoe_ep {
 
 #define CUMOE_EP_MAX_RANKS       1024
 #define CUMOE_EP_DEFAULT_TIMEOUT 600.0
+#define CUMOE_EP_MAX_TIMEOUT     1e9
 
 /* parallel.c: 0 becomes the default. */
 cumoe_status_t cumoe__check_timeout(const char *function, double *timeout);
