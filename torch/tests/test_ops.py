@@ -201,6 +201,22 @@ def test_arrays_at_any_address(dtype, transposed, tmp_path):
 
 
 @every_gate
+def test_gates_at_any_address(gate):
+    """Copied on the CPU, too: they are small, and the library wants them at a multiple of 16 bytes."""
+    moe = make_moe(gate, torch.float32)
+    x, results = torch.randn(T, H), []
+    arrays = {name: getattr(moe, name).detach() for name in ARRAYS if getattr(moe, name) is not None}
+    for offset in 0, 1:
+        moved = {name: torch.empty(array.numel() + offset)[offset:].view(array.shape).copy_(array).requires_grad_()
+                 for name, array in arrays.items()}
+        leaves = [array for name, array in moved.items() if name != "gate_bias"]
+        y = F.moe(x, moe.config, **moved).y
+        results.append((y, *torch.autograd.grad(y.sum(), leaves, materialize_grads=True)))
+    for a, b in zip(*results):
+        assert_same_bits(a, b)
+
+
+@every_gate
 def test_unwanted_gradients_change_nothing(gate):
     """The same bits whether one gradient is asked for, or all."""
     moe = make_moe(gate)
