@@ -60,6 +60,7 @@ enum {
     MAX_SMS,
     SWIGLU_LIMIT,
     SWIGLU_ALPHA,
+    SWIGLU_OFFSET,
     NOISE_EPSILON,
     SAVED_LAYOUT, // not read: makes traced graphs those of one library
     NUM_NUMBERS
@@ -119,6 +120,7 @@ inline cumoe_config_t make_config(const Reals &numbers, const Sizes &sizes, Scal
     config.max_sms = to_int32(numbers[MAX_SMS], "max_sms");
     config.swiglu_limit = static_cast<float>(numbers[SWIGLU_LIMIT]);
     config.swiglu_alpha = static_cast<float>(numbers[SWIGLU_ALPHA]);
+    config.swiglu_offset = static_cast<float>(numbers[SWIGLU_OFFSET]);
     config.noise_epsilon = static_cast<float>(numbers[NOISE_EPSILON]);
     return config;
 }
@@ -140,7 +142,8 @@ struct Weights {
     cumoe_weights_t c;
     std::vector<Tensor> kept;
 
-    Weights(const Arrays &arrays, ScalarType type, cumoe_glu_placement_t glu)
+    Weights(const Arrays &arrays, ScalarType type, cumoe_glu_placement_t glu, const Device &device)
+        : of_experts(device.is_cuda() ? 16 : element_size(type))
     {
         std::memset(&c, 0, sizeof c);
         c.struct_size = sizeof c;
@@ -149,25 +152,25 @@ struct Weights {
         void **const pointers[NUM_ARRAYS] = {&c.w_gate,     &c.w_noise,   &c.w_gate_primary, &c.w_noise_primary,
                                              &c.thresholds, &c.gate_bias, &c.w_up,           &c.w_glu,
                                              &c.w_down,     &c.b_up,      &c.b_glu,          &c.b_down};
-        for (int i : {W_UP, W_GLU}) copy_up = copy_up || (arrays[i] && !is_aligned(*arrays[i]));
+        for (int i : {W_UP, W_GLU}) copy_up = copy_up || (arrays[i] && !is_aligned(*arrays[i], of_experts));
         for (int i = 0; i < NUM_ARRAYS; i++)
-            if (arrays[i]) *pointers[i] = address(is_matrix(i) ? matrix(i, *arrays[i]) : plain(*arrays[i]));
+            if (arrays[i]) *pointers[i] = address(is_matrix(i) ? matrix(i, *arrays[i]) : plain(i, *arrays[i]));
     }
 
   private:
+    const size_t of_experts; // their alignment: on the CPU a file may be mapped
     bool copy_up = false;
 
-    const Tensor &plain(const Tensor &tensor)
+    const Tensor &plain(int array, const Tensor &tensor)
     {
-        kept.push_back(dense(tensor));
+        kept.push_back(dense(tensor, is_gate(array) ? 16 : of_experts));
         return kept.back();
     }
 
-    // Parameters that are mapped from a file may stand at any address: they are copied. w_up and w_glu, which have
-    // strides in common, only together: the copy of a view that has gaps has none.
+    // w_up and w_glu, which have strides in common, are copied together: the copy of a view that has gaps has none.
     const Tensor &matrix(int array, const Tensor &given)
     {
-        const bool copied = array == W_DOWN ? !is_aligned(given) : copy_up;
+        const bool copied = array == W_DOWN ? !is_aligned(given, of_experts) : copy_up;
         kept.push_back(copied ? copied_to(make_like(given), given) : given);
         const Tensor &tensor = kept.back();
         int64_t expert = 0, row = 0, column = 0;

@@ -50,7 +50,7 @@ std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const T
         call.expect_kind(*dlosses, call.gate, "dlosses");
     }
     const Rows dy_rows = rows_of(dy);
-    const Weights weights(arrays, call.type, call.glu);
+    const Weights weights(arrays, call.type, call.glu, call.device);
     const Tensor workspace = call.scratch(call.workspace_size(true));
     cumoe_backward_args_t args = {};
     args.struct_size = sizeof args;
@@ -80,7 +80,7 @@ std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const T
     if (wanted[1 + NUM_ARRAYS]) dindex_weight = make({call.tokens, call.config.top_k}, call.gate, call.device);
     if (dx) args.dx = address(*dx);
     if (dindex_weight) args.dindex_weight = address(*dindex_weight);
-    const Weights gradient_weights(gradients, call.type, call.glu);
+    const Weights gradient_weights(gradients, call.type, call.glu, call.device);
     args.gradients = &gradient_weights.c;
     args.workspace = address(workspace);
     args.workspace_size = static_cast<size_t>(workspace.numel());
@@ -119,7 +119,7 @@ MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, R
     const Call call(x, arrays, numbers);
     if (call.config.gate == CUMOE_GATE_EXTERNAL) fail("cumoe: external routing is the operator experts()");
     const bool balanced = call.config.gate == CUMOE_GATE_BALANCED;
-    const Weights weights(arrays, call.type, call.glu);
+    const Weights weights(arrays, call.type, call.glu, call.device);
     int64_t slots;
     check(cumoe_layer_max_rows(call.layer, call.tokens, nullptr, &slots));
     const int64_t T = call.tokens, E = call.sizes.experts;
@@ -177,7 +177,7 @@ std::tuple<Tensor, Tensor> experts(Tensor x, Tensor index, Tensor weight, EXPERT
     Arrays arrays = EXPERT_ARRAYS;
     const Call call(x, arrays, with_top_k(numbers, index, "index"));
     const External external(call, index, weight);
-    const Weights weights(arrays, call.type, call.glu);
+    const Weights weights(arrays, call.type, call.glu, call.device);
     const Tensor y = make({call.tokens, call.sizes.hidden}, call.type, call.device);
     const Tensor saved = call.scratch(keep ? call.saved_size() : 0);
     const Tensor workspace = call.scratch(call.workspace_size(keep));

@@ -158,11 +158,16 @@ inline int32_t number_of(ScalarType type)
     return static_cast<int32_t>(torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)));
 }
 
+inline size_t element_size(ScalarType type)
+{
+    return aoti_torch_dtype_element_size(number_of(type));
+}
+
 // A failure of PyTorch's comes out of its stable ABI without its kind and its sentence. ops.py looks for this
 // sentence and asks PyTorch for the same memory again, so that the user gets PyTorch's own error.
 [[noreturn]] inline void fail_to_allocate(int64_t elements, ScalarType type, const Device &device)
 {
-    const size_t bytes = static_cast<size_t>(elements) * aoti_torch_dtype_element_size(number_of(type));
+    const size_t bytes = static_cast<size_t>(elements) * element_size(type);
     fail("cumoe: PyTorch gave no tensor of " + std::to_string(bytes) + " bytes on " + device.name());
 }
 
@@ -208,14 +213,14 @@ inline void *address(const Tensor &tensor)
     return data ? data : nothing;
 }
 
-inline bool is_aligned(const Tensor &tensor)
+inline bool is_aligned(const Tensor &tensor, size_t alignment = 16)
 {
-    return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0;
+    return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % alignment == 0;
 }
 
-inline Tensor dense(const Tensor &tensor)
+inline Tensor dense(const Tensor &tensor, size_t alignment = 16)
 {
-    if (tensor.is_contiguous() && is_aligned(tensor)) return tensor;
+    if (tensor.is_contiguous() && is_aligned(tensor, alignment)) return tensor;
     return copied_to(make(size_of(tensor), tensor.scalar_type(), device_of(tensor)), tensor);
 }
 

@@ -7,14 +7,15 @@ import zlib
 import torch
 
 GATES = ("noisy_topk", "softmax", "external", "hierarchical", "balanced", "softmax_topk", "sigmoid_topk")
-ACTIVATIONS = ("relu", "swiglu", "gelu", "gelu_tanh", "silu", "relu2", "geglu", "swiglu_clamped", "identity")
+ACTIVATIONS = ("relu", "swiglu", "gelu", "gelu_tanh", "silu", "relu2", "geglu", "swiglu_clamped", "identity",
+               "geglu_tanh")
 PLACEMENTS = ("separate", "first", "last", "interleaved")
 COMPUTES = ("exact", "tf32")
 LOSS_WEIGHTS = {"importance": 0.1, "load": 0.1, "switch": 0.0, "z": 0.0, "threshold": 1.0}  # unless others are given
 LOSSES = tuple(LOSS_WEIGHTS)
 DTYPES = {torch.float64: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
 
-GLU = ("swiglu", "geglu", "swiglu_clamped")
+GLU = ("swiglu", "geglu", "swiglu_clamped", "geglu_tanh")
 NOISY = ("noisy_topk", "hierarchical")
 
 
@@ -54,6 +55,7 @@ class Config:
     max_rows: int = 0
     swiglu_limit: float = 7.0
     swiglu_alpha: float = 1.702
+    swiglu_offset: float = 1.0
     recompute: bool = False
     compute: str = "exact"
     max_sms: int = 0
@@ -71,7 +73,7 @@ class Config:
                 number_of(PLACEMENTS, self.glu, "glu"), self.top_k, self.num_groups, self.top_k_groups,
                 self.renormalize, self.noise_stream, self.max_rows, self.recompute,
                 number_of(COMPUTES, self.compute, "compute"), self.max_sms, self.swiglu_limit, self.swiglu_alpha,
-                self.noise_epsilon, SAVED_LAYOUT)
+                self.swiglu_offset, self.noise_epsilon, SAVED_LAYOUT)
 
     def check(self, dtype=torch.float32):
         """Raise ValueError with the library's sentence if no CPU layer can have this configuration."""

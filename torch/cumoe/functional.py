@@ -38,7 +38,8 @@ def _rows(x, columns):
 
 
 def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None, b_down=None, activation="relu",
-            glu="separate", swiglu_limit=7.0, swiglu_alpha=1.702, recompute=False, compute="exact", max_sms=0):
+            glu="separate", swiglu_limit=7.0, swiglu_alpha=1.702, swiglu_offset=1.0, recompute=False, compute="exact",
+            max_sms=0):
     """y[t] = sum over j of weight[t, j] * expert index[t, j] of x[t].
 
     x       [..., H] float64 (CPU), float32, bfloat16 or float16
@@ -52,7 +53,7 @@ def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None
     """
     numbers = (_EXTERNAL, number_of(ACTIVATIONS, activation, "activation"), number_of(PLACEMENTS, glu, "glu"), 0.0, 0.0,
                0.0, 0.0, 0.0, 0.0, float(recompute), number_of(COMPUTES, compute, "compute"), float(max_sms),
-               float(swiglu_limit), float(swiglu_alpha), 0.0, SAVED_LAYOUT)
+               float(swiglu_limit), float(swiglu_alpha), float(swiglu_offset), 0.0, SAVED_LAYOUT)
     return apply_experts(x, index, weight, (w_up, w_glu, w_down, b_up, b_glu, b_down), numbers)
 
 

@@ -58,7 +58,7 @@ class _ExpertArrays(nn.Module):
 class Experts(_ExpertArrays):
     """Experts where something else routes: experts(x, index, weight), see functional.experts.
 
-    activation  relu, swiglu, gelu, gelu_tanh, silu, relu2, geglu, swiglu_clamped, identity
+    activation  relu, swiglu, gelu, gelu_tanh, silu, relu2, geglu, geglu_tanh, swiglu_clamped, identity
     glu         of gated linear units: "separate" (w_glu), or halves of w_up: "first", "last", "interleaved"
     recompute   compute pre-activations again in the backward pass instead of keeping them
     compute     "exact", or "tf32": products of float32 on tensor cores
@@ -67,10 +67,11 @@ class Experts(_ExpertArrays):
     default = Config(0, 0, 0, 1, gate="external")
 
     def __init__(self, hidden_size, intermediate_size, num_experts, *, activation="relu", bias=False, glu="separate",
-                 swiglu_limit=7.0, swiglu_alpha=1.702, recompute=False, compute="exact", device=None, dtype=None):
+                 swiglu_limit=7.0, swiglu_alpha=1.702, swiglu_offset=1.0, recompute=False, compute="exact", device=None,
+                 dtype=None):
         config = Config(hidden_size, intermediate_size, num_experts, 1, gate="external", activation=activation,
-                        bias=bias, glu=glu, swiglu_limit=swiglu_limit, swiglu_alpha=swiglu_alpha, recompute=recompute,
-                        compute=compute)
+                        bias=bias, glu=glu, swiglu_limit=swiglu_limit, swiglu_alpha=swiglu_alpha,
+                        swiglu_offset=swiglu_offset, recompute=recompute, compute=compute)
         config.check(dtype or torch.get_default_dtype())
         super().__init__(config, device, dtype)
         self.reset_parameters()
@@ -98,11 +99,11 @@ class MoE(_ExpertArrays):
 
     def __init__(self, hidden_size, intermediate_size, num_experts, top_k, *, gate="noisy_topk", activation="relu",
                  bias=False, glu="separate", num_groups=0, top_k_groups=0, renormalize=True, noise_epsilon=1e-2,
-                 noise_stream=0, max_rows=0, loss_weights=None, swiglu_limit=7.0, swiglu_alpha=1.702, recompute=False,
-                 compute="exact", gate_dtype=None, device=None, dtype=None):
+                 noise_stream=0, max_rows=0, loss_weights=None, swiglu_limit=7.0, swiglu_alpha=1.702,
+                 swiglu_offset=1.0, recompute=False, compute="exact", gate_dtype=None, device=None, dtype=None):
         config = Config(hidden_size, intermediate_size, num_experts, top_k, gate, activation, bias, glu, num_groups,
                         top_k_groups, renormalize, noise_epsilon, noise_stream, max_rows, swiglu_limit, swiglu_alpha,
-                        recompute, compute)
+                        swiglu_offset, recompute, compute)
         dtype = dtype or torch.get_default_dtype()
         if gate == "external":
             raise ValueError("cumoe: gate = 'external', but where something else routes the module is Experts")

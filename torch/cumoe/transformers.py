@@ -54,7 +54,8 @@ def experts_forward(module, hidden_states, top_k_index, top_k_weights):
     formula = _traced_formula(module, w_up) if torch.compiler.is_dynamo_compiling() else _formula(module)
     if isinstance(formula, str):
         _refuse(type(module), formula)
-    options = dict(zip(("activation", "glu", "swiglu_limit", "swiglu_alpha"), formula), b_up=b_up, b_down=b_down)
+    options = dict(zip(("activation", "glu", "swiglu_limit", "swiglu_alpha", "swiglu_offset"), formula),
+                   b_up=b_up, b_down=b_down)
     x = hidden_states.to(w_up.dtype)
     if top_k_index.size(1) <= num_experts:
         y = functional.experts(x, top_k_index, top_k_weights, w_up, w_down, **options)
@@ -89,7 +90,7 @@ _SCALARS = (bool, int, float, str, type(None))
 
 @torch.compiler.disable  # where a compiler gave up on the caller
 def _formula(module):
-    """activation, glu and, of swiglu_clamped, limit and alpha; or in words why there is none."""
+    """activation, glu and, of swiglu_clamped, its three numbers; or in words why there is none."""
     functions = (getattr(module, name, None) for name in ("_apply_gate", "act_fn"))
     state = [weakref.ref(getattr(f, "__func__", f)) for f in functions if f is not None]
     state += [value for value in vars(module).values() if type(value) in _SCALARS]  # limits and the like
@@ -171,10 +172,14 @@ def _same(theirs, ours, scales):
                for a, b, scale in zip(theirs, ours, scales))
 
 
+def _gelu_tanh(z):
+    return F.gelu(z, approximate="tanh")
+
+
 def _activations(z, _):
     """Kernels without a gate: formula, function, and the sizes that errors of value and gradient go with."""
     functions = {"silu": F.silu, "relu": torch.relu, "relu2": lambda z: torch.relu(z).square(), "gelu": F.gelu,
-                 "gelu_tanh": lambda z: F.gelu(z, approximate="tanh")}
+                 "gelu_tanh": _gelu_tanh}
     for name, function in functions.items():
         yield (name, "separate"), function, (1 + z.abs(), 1 + z.abs())
 
@@ -189,32 +194,36 @@ def _gates(z, function):
         for part, size in zip(split(of_gradient), (up, gate)):
             part.copy_(size)
         scales = gate * up, of_gradient
-        for name, act in ("swiglu", F.silu), ("geglu", F.gelu):
+        for name, act in ("swiglu", F.silu), ("geglu", F.gelu), ("geglu_tanh", _gelu_tanh):
             yield (name, glu), lambda z: act(split(z)[0]) * split(z)[1], scales
         numbers = _solve_clamped(function, split, z.size(1))
         if numbers:
             yield ("swiglu_clamped", glu, *numbers), _clamped(split, *numbers), scales
 
 
-def _clamped(split, limit, alpha):
+def _clamped(split, limit, alpha, offset):
     def swiglu_clamped(z):
         gate, up = split(z)
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-        return gate * torch.sigmoid(alpha * gate) * (up + 1)
+        return gate * torch.sigmoid(alpha * gate) * (up + offset)
 
     return swiglu_clamped
 
 
 def _solve_clamped(function, split, columns):
-    """Limit and alpha that the function has if it is swiglu_clamped."""
+    """Limit, alpha and offset that the function has if it is swiglu_clamped: act(gate) * (up + offset)."""
     def at(gate, up):
+        """Its value, and its derivative by up: act(gate) where up is not clamped."""
         z = torch.empty(1, columns, dtype=torch.float64, device="cpu")
-        for part, value in zip(split(z), (gate, up)):
-            part.fill_(value)
-        return function(z)[0, 0].item()
+        for part, number in zip(split(z), (gate, up)):
+            part.fill_(number)
+        value, gradient = _with_gradient(function, z)
+        return value[0, 0].item(), split(gradient)[1][0, 0].item()
 
-    saturated = at(1e6, 0)  # limit sigmoid(alpha limit); with as large an up, limit + 1 times that
-    limit = round(at(1e6, 1e6) / saturated - 1, 12) if saturated > 0 else 0
+    middle, saturated = at(1e6, 0)
+    if not saturated > 0:
+        return None
+    limit, offset = round((at(1e6, 1e6)[0] - middle) / saturated, 12), round(middle / saturated, 12)
     gate = min(limit, 1)
-    share = at(gate, 0) / gate if gate > 0 else 0  # sigmoid(alpha gate)
-    return (limit, round(math.log(share / (1 - share)) / gate, 12)) if 0 < share < 1 else None
+    share = at(gate, 0)[1] / gate if gate > 0 else 0  # sigmoid(alpha gate)
+    return (limit, round(math.log(share / (1 - share)) / gate, 12), offset) if 0 < share < 1 else None

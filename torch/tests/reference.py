@@ -31,6 +31,7 @@ class Config:
     activation: str = "relu"
     swiglu_limit: float = 7.0
     swiglu_alpha: float = 1.702
+    swiglu_offset: float = 1.0
     gate: str = "noisy_topk"
     num_groups: int = 0
     top_k_groups: int = 0
@@ -302,7 +303,8 @@ UNGATED = {
 }
 
 
-def experts(x, weights, activation, glu="separate", swiglu_limit=7.0, swiglu_alpha=1.702):
+def experts(x, weights, activation, glu="separate", swiglu_limit=7.0, swiglu_alpha=1.702,
+            swiglu_offset=1.0):
     """All experts on all tokens: [T, H] -> [T, E, H]. hidden = act(x w_up^T) or act(x w_glu^T) * (x w_up^T)."""
     def product(matrix, bias):
         z = torch.einsum("th,eih->tei", x, matrix)
@@ -324,9 +326,11 @@ def experts(x, weights, activation, glu="separate", swiglu_limit=7.0, swiglu_alp
             hidden = F.silu(g) * u
         elif activation == "geglu":
             hidden = F.gelu(g) * u
+        elif activation == "geglu_tanh":
+            hidden = F.gelu(g, approximate="tanh") * u
         else:
             g, u = g.clamp(max=swiglu_limit), u.clamp(-swiglu_limit, swiglu_limit)
-            hidden = g * torch.sigmoid(swiglu_alpha * g) * (u + 1)
+            hidden = g * torch.sigmoid(swiglu_alpha * g) * (u + swiglu_offset)
     y = torch.einsum("tei,ehi->teh", hidden, w_down)
     return y if b_down is None else y + b_down
 
@@ -340,7 +344,7 @@ def moe(x, weights, config, training=True, seed=0, offset=0, first_token=0, toke
     result = gates(x, weights, config, training, seed, offset, first_token, token_mask, index, index_weight)
     read = x.masked_fill(~result.chosen.any(1, keepdim=True), 0)  # padding may hold anything
     outputs = experts(read, weights, config.activation, config.glu, single(config.swiglu_limit),
-                      single(config.swiglu_alpha))
+                      single(config.swiglu_alpha), single(config.swiglu_offset))
     y = torch.einsum("te,teh->th", result.weight, outputs)
     result.y = y.masked_fill(result.lost[:, None], math.nan)
     return result

@@ -66,7 +66,7 @@ KINDS = [(activation, glu) for activation in cumoe.config.ACTIVATIONS for glu in
 @pytest.mark.parametrize("activation, glu", KINDS)
 @pytest.mark.parametrize("bias", [False, True])
 def test_experts(activation, glu, bias):
-    options = dict(activation=activation, bias=bias, glu=glu, swiglu_limit=0.6, swiglu_alpha=1.3)
+    options = dict(activation=activation, bias=bias, glu=glu, swiglu_limit=0.6, swiglu_alpha=1.3, swiglu_offset=0.4)
     torch.manual_seed(1)
     moe = cumoe.MoE(H, H if activation == "identity" else 12, 8, 2, gate="softmax_topk", dtype=torch.float64, **options)
     for name, parameter in moe.named_parameters():

@@ -1,5 +1,8 @@
 """The operators: PyTorch's own checks, gradients by differences, layouts, and what is refused."""
 
+import collections
+import mmap
+
 import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck
@@ -154,23 +157,63 @@ def test_gradients_have_the_layout_and_type_of_parameters(dtype):
         assert leaf.grad.dtype == dtype and leaf.grad.stride() == leaf.stride(), name
 
 
+def mapped(arrays, path, offset):
+    """The same arrays in a file that is mapped, `offset` bytes behind a multiple of 16; transposed ones as they are."""
+    with open(path, "wb+") as file:
+        places = []
+        for array in arrays.values():
+            base = array if array.is_contiguous() else array.transpose(1, 2)
+            file.write(bytes(-file.tell() % 16 + offset))
+            places.append(file.tell())
+            file.write(base.flatten().view(torch.uint8).numpy().tobytes())
+        file.flush()
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    moved = {}
+    for (name, array), place in zip(arrays.items(), places):
+        flat = torch.frombuffer(memory, dtype=array.dtype, count=array.numel(), offset=place)
+        assert flat.data_ptr() % 16 == offset
+        moved[name] = flat.as_strided(array.shape, array.stride()).requires_grad_()
+    return moved
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_unaligned_matrices(transposed):
-    """Copied, and their gradients are the parameters' all the same."""
-    x, index, weight = routing(torch.float32)
-    arrays = expert_arrays(torch.float32, transposed=transposed)
-    kind, results = dict(activation="swiglu"), []
-    for offset in 0, 1, 2:
-        moved = {}
-        for name, array in arrays.items():
-            base = array.transpose(1, 2) if transposed and array.dim() == 3 else array
-            at = torch.empty(base.numel() + offset)[offset:].view(base.shape).copy_(base).detach()
-            moved[name] = (at.transpose(1, 2) if transposed and array.dim() == 3 else at).requires_grad_()
-        y = F.experts(x, index, weight, **moved, **kind)
-        results.append((y, *torch.autograd.grad(y.sum(), list(moved.values()))))
-    for other in results[1:]:
-        for a, b in zip(results[0], other):
+def test_arrays_at_any_address(dtype, transposed, tmp_path):
+    """As where a file is mapped: read where they are, and copied only if they do not stand at a multiple of their
+    elements. The bits are the same."""
+    arrays = expert_arrays(dtype, transposed=transposed)
+    x, index, weight = routing(dtype)
+
+    def run(offset):
+        moved = mapped(arrays, tmp_path / str(offset), offset)
+        with torch.autograd.profiler.profile() as profile:
+            y = F.experts(x, index, weight, **moved, activation="swiglu")
+            gradients = torch.autograd.grad(y.sum(), list(moved.values()))
+        return collections.Counter(event.name for event in profile.function_events), (y, *gradients)
+
+    calls, expected = run(0)
+    for offset in dtype.itemsize, 16 - dtype.itemsize, 1:
+        other_calls, results = run(offset)
+        assert other_calls["aten::copy_"] - calls["aten::copy_"] == (2 * len(arrays) if offset == 1 else 0)
+        assert offset == 1 or other_calls == calls
+        for a, b in zip(results, expected):
             assert_same_bits(a, b)
+
+
+@every_gate
+def test_gates_at_any_address(gate):
+    """Copied on the CPU, too: they are small, and the library wants them at a multiple of 16 bytes."""
+    moe = make_moe(gate, torch.float32)
+    x, results = torch.randn(T, H), []
+    arrays = {name: getattr(moe, name).detach() for name in ARRAYS if getattr(moe, name) is not None}
+    for offset in 0, 1:
+        moved = {name: torch.empty(array.numel() + offset)[offset:].view(array.shape).copy_(array).requires_grad_()
+                 for name, array in arrays.items()}
+        leaves = [array for name, array in moved.items() if name != "gate_bias"]
+        y = F.moe(x, moe.config, **moved).y
+        results.append((y, *torch.autograd.grad(y.sum(), leaves, materialize_grads=True)))
+    for a, b in zip(*results):
+        assert_same_bits(a, b)
 
 
 @every_gate
@@ -303,12 +346,13 @@ def test_one_parameter_alone(name):
     assert_same_bits(getattr(experts, name).grad, expected)
 
 
-def test_unaligned_halves_of_one_buffer():
-    """One half stands at 16 bytes, the other does not."""
+def test_one_of_two_matrices_is_copied():
+    """They have gaps, which a copy has not, and must have strides in common."""
     x, index, weight = routing(torch.float32)
-    w_down = torch.randn(E, H, 3)
-    both = torch.randn(E, 6 + 3, H)
-    halves = dict(w_up=both[:, :3], w_glu=both[:, 3:6])
+    w_down, both = torch.randn(E, H, 3), torch.randn(E, 6 + 3, H)
+    odd = torch.frombuffer(bytearray(1 + both.nbytes), dtype=torch.float32, offset=1).view(both.shape).copy_(both)
+    assert odd.data_ptr() % 4 != 0
+    halves = dict(w_up=both[:, :3], w_glu=odd[:, 3:6])
     apart = {name: half.clone() for name, half in halves.items()}
     y = F.experts(x, index, weight, w_down=w_down, activation="swiglu", **halves)
     assert_same_bits(y, F.experts(x, index, weight, w_down=w_down, activation="swiglu", **apart))

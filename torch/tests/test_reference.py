@@ -12,7 +12,7 @@ from reference import (FLAT, IMPORTANCE, LOAD, PRIMARY, SWITCH, THRESHOLD, Confi
 
 torch.set_num_threads(1)
 T, H, I, E, K = 6, 4, 3, 6, 2
-GATED = ("swiglu", "geglu", "swiglu_clamped")
+GATED = ("swiglu", "geglu", "geglu_tanh", "swiglu_clamped")
 UNGATED = ("relu", "gelu", "gelu_tanh", "silu", "relu2")
 
 # every gate, each with the settings that change its formulas
@@ -252,19 +252,22 @@ def test_activations_by_formula():
     def gelu(z):
         return z * 0.5 * (1 + math.erf(z / math.sqrt(2)))
 
-    alpha, limit = 1.5, 0.9
+    def gelu_tanh(z):
+        return z / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+    alpha, limit, offset = 1.5, 0.9, 0.7
     formulas = {
         "relu": lambda u, g: max(u, 0), "relu2": lambda u, g: max(u, 0) ** 2, "gelu": lambda u, g: gelu(u),
-        "gelu_tanh": lambda u, g: u / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3))),
+        "gelu_tanh": lambda u, g: gelu_tanh(u),
         "silu": lambda u, g: u * sigmoid(u), "swiglu": lambda u, g: g * sigmoid(g) * u,
-        "geglu": lambda u, g: gelu(g) * u,
+        "geglu": lambda u, g: gelu(g) * u, "geglu_tanh": lambda u, g: gelu_tanh(g) * u,
         "swiglu_clamped": lambda u, g: (min(g, limit) * sigmoid(alpha * min(g, limit))
-                                        * (min(max(u, -limit), limit) + 1)),
+                                        * (min(max(u, -limit), limit) + offset)),
     }
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     for (name, formula), u, g in itertools.product(formulas.items(), (-3.0, -0.4, 1.3), (-2.0, 0.3, 2.5)):
         w = dict(w_up=one * u, w_glu=one * g, w_down=2 * one, b_down=one[0] * 5)
-        y = experts(one[0], w, name, swiglu_limit=limit, swiglu_alpha=alpha)
+        y = experts(one[0], w, name, swiglu_limit=limit, swiglu_alpha=alpha, swiglu_offset=offset)
         assert y.item() == pytest.approx(2 * formula(u, g) + 5, abs=1e-14), name
 
 
