@@ -148,6 +148,8 @@ constexpr cumoe_backend_ops_t make_table()
     table.gate_backward = run_gate_backward;
     table.up_backward = run_up_backward;
     table.permute_backward = run_permute_backward;
+    table.group_id = group_id;
+    table.group_join = group_join;
     table.gate_sums = list_gate_sums;
     table.gate_finish = run_gate_finish;
     table.dispatch_mark = run_dispatch_mark;

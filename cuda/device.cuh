@@ -67,4 +67,9 @@ cumoe_status_t stream_create(void *device, cumoe_stream_t *stream);
 void stream_destroy(void *device, cumoe_stream_t stream);
 cumoe_status_t stream_synchronize(void *device, cumoe_stream_t stream);
 
+/* And those for groups of ranks: comm_nccl.cu. */
+cumoe_status_t group_id(const char *function, cumoe_ep_id *id);
+cumoe_status_t group_join(const char *function, const cumoe_handle_t *handle, const cumoe_ep_args *args,
+                          cumoe_ep_t **ep);
+
 } // namespace cumoe

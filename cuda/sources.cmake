@@ -24,7 +24,9 @@ set(CUMOE_CUDA_SOURCES
   "${CMAKE_CURRENT_LIST_DIR}/exchange.cu"
   "${CMAKE_CURRENT_LIST_DIR}/permute.cu")
 
-# What hangs on all of them: the table, and the device.
+# What has no kernels: the table, the device, and the messages between ranks.
 set(CUMOE_CUDA_BACKEND_SOURCES
   "${CMAKE_CURRENT_LIST_DIR}/backend.cu"
-  "${CMAKE_CURRENT_LIST_DIR}/device.cu")
+  "${CMAKE_CURRENT_LIST_DIR}/comm_nccl.cu"
+  "${CMAKE_CURRENT_LIST_DIR}/device.cu"
+  "${CMAKE_CURRENT_LIST_DIR}/nccl.cu")

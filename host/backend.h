@@ -18,6 +18,9 @@
 extern "C" {
 #endif
 
+struct cumoe_ep_id;
+struct cumoe_ep_args;
+
 /* Who shares the experts of a layer; alone: 1 rank that has all. */
 typedef struct cumoe_ranks {
     int32_t count, rank;
@@ -125,6 +128,12 @@ typedef struct cumoe_backend_ops {
     cumoe_status_t (*up_backward)(const cumoe_context_t *, const cumoe_up_backward_args_t *, cumoe_stream_t);
     cumoe_status_t (*permute_backward)(const cumoe_context_t *, const cumoe_permute_backward_args_t *,
                                        cumoe_stream_t);
+
+    /* Groups over the device's own network, or NULL. An id is one to meet by; NULL: only see whether there could be
+     * one. args is complete: with a communicator, or with id, rank and num_ranks. */
+    cumoe_status_t (*group_id)(const char *function, struct cumoe_ep_id *id);
+    cumoe_status_t (*group_join)(const char *function, const cumoe_handle_t *handle,
+                                 const struct cumoe_ep_args *args, cumoe_ep_t **ep);
 
     /* Between ranks. With several, gate() leaves out what hangs on the tokens of all: gate_sums() lists the arrays
      * that are to be added up, and gate_finish() with the same arguments does the rest. */

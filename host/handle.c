@@ -12,6 +12,11 @@ static const cumoe_backend_ops_t *const backends[] = {
 #endif
 };
 
+const cumoe_backend_ops_t *cumoe__backend_ops(cumoe_backend_t backend)
+{
+    return backends[backend];
+}
+
 static cumoe_status_t open_backend(cumoe_handle_t *handle, cumoe_backend_t backend, int32_t ordinal)
 {
     handle->ops = backends[backend];

@@ -22,6 +22,9 @@ struct cumoe_layer {
     int64_t *blocks;         /* with a capacity: [2, W] where the rows of a rank begin, and how many there are */
 };
 
+/* handle.c: NULL where the library was built without it. */
+const cumoe_backend_ops_t *cumoe__backend_ops(cumoe_backend_t backend);
+
 /* config.c: copy and check a caller's config; function names the public call in sentences. */
 cumoe_status_t cumoe__config_read(const char *function, const cumoe_config_t *theirs, cumoe_config_t *ours);
 

@@ -36,6 +36,58 @@
 extern "C" {
 #endif
 
+/* What one rank makes and gives to all others, by any means, so that they meet: NCCL's unique id. */
+typedef struct cumoe_ep_id {
+    char bytes[128];
+} cumoe_ep_id_t;
+
+/* One id for each group: a second group of the same ranks needs another.
+ *
+ * CUMOE_INVALID_ARGUMENT    id is NULL
+ * CUMOE_UNSUPPORTED_DEVICE  the library was built without CUDA
+ * CUMOE_COMM_ERROR          NCCL is not found, too old (2.18 is needed), or failed; the sentence says which
+ *
+ * Allocates: yes.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_id_create(cumoe_ep_id_t *id);
+
+/* Where a group comes from: a communicator; or an id, a rank and a number of ranks; or, with none of these, the
+ * environment as torchrun sets it: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Without the first two, Slurm's
+ * SLURM_PROCID and SLURM_NTASKS. Rank 0 then makes an id, and the others fetch it from MASTER_ADDR over TCP, at the
+ * port CUMOE_MASTER_PORT, or, if that is not set, MASTER_PORT + 1: torchrun itself listens at MASTER_PORT. There is
+ * no secret in it: the port must be out of reach of strangers.
+ *
+ * Which GPU a rank has is the caller's choice, by the handle: LOCAL_RANK as a rule. */
+typedef struct cumoe_ep_args {
+    size_t struct_size;
+    void *nccl_comm;         /* an ncclComm_t, borrowed: it must outlive the group */
+    const cumoe_ep_id_t *id; /* the same on every rank */
+    int32_t rank, num_ranks; /* with id: 0..num_ranks - 1, 1..1024; else 0, 0 */
+    double timeout;          /* seconds that a rank may be late, 0..1e9; 0 = 600 */
+} cumoe_ep_args_t;
+
+/* Join a group of GPUs over NCCL, one rank for each GPU. Collective, but for a borrowed communicator.
+ *
+ * NCCL is loaded now: the library that CUMOE_NCCL in the environment names, else the one that is in the process
+ * already (PyTorch's), else libnccl.so.2. Exchanges are enqueued, and can be captured: after a first call without
+ * capture, in which NCCL connects ranks. Captured graphs must be gone before the group is.
+ *
+ * A borrowed communicator is never aborted or destroyed: when the group fails, it is its owner who must abort it,
+ * and then destroy the group. A blocking one waits for others as long as NCCL does, whatever the timeout.
+ *
+ * ep      out: the group; unchanged on failure
+ * handle  the device, CUDA; must outlive the group
+ * args    see there; NULL = the environment
+ *
+ * CUMOE_INVALID_ARGUMENT    a pointer is NULL; rank, num_ranks or timeout out of range; a communicator of another
+ *                           device; a variable of the environment is missing or no number
+ * CUMOE_UNSUPPORTED_DEVICE  handle is the CPU: see cumoe_ep_create_local(), cumoe_ep_create_mpi() of cumoe/mpi.h
+ * CUMOE_COMM_ERROR          NCCL is not found, too old, or failed; a rank did not come
+ * CUMOE_OUT_OF_MEMORY       host memory
+ *
+ * Allocates: yes.  Synchronizes: yes.  Capturable: no.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_create(cumoe_ep_t **ep, const cumoe_handle_t *handle,
+                                                         const cumoe_ep_args_t *args);
+
 /* A group within this process, for tests and for many ranks on one device: ranks are threads of the caller's, one
  * each. Every exchange waits on the host, and cannot be captured.
  *
@@ -57,8 +109,8 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_create_local(cumoe_ep_t **ep, 
  * Allocates: no.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
 CUMOE_API void cumoe_ep_destroy(cumoe_ep_t *ep);
 
-/* Give up: this and all other ranks get CUMOE_COMM_ERROR from calls that wait, and from all later ones. NULL is
- * ignored.
+/* Give up: this and, within the timeout, all other ranks get CUMOE_COMM_ERROR from calls that wait, and from all
+ * later ones. NULL is ignored.
  *
  * Allocates: no.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
 CUMOE_API void cumoe_ep_abort(cumoe_ep_t *ep);

@@ -13,16 +13,22 @@ static inline int32_t ranks_for(const problem_t *p, int32_t wanted)
 }
 
 /* The same bits as one device gives. */
-static inline void check_ranks_in_turn(problem_t *p, report_t *report)
+static inline void check_ranks_of(problem_t *p, ranks_create_t *create, report_t *report)
 {
     static int turn;
-    if (p->options.variant.gate == CUMOE_GATE_BALANCED || suite_spares(p)) return;
+    if (p->options.variant.gate == CUMOE_GATE_BALANCED) return;
     if (!problem_run_forward(p, report) || !problem_run_backward(p, report)) return;
     turn++;
     const ranks_options_t options = {.num_ranks = ranks_for(p, 1 + turn % 4),
                                      .split = (ranks_split_t)(turn / 4 % NUM_SPLITS),
-                                     .capacity = turn % 3 ? 0 : p->tokens * p->top_k + 3};
+                                     .capacity = turn % 3 ? 0 : p->tokens * p->top_k + 3,
+                                     .create = create};
     ranks_check(p, &options, report);
+}
+
+static inline void check_ranks_in_turn(problem_t *p, report_t *report)
+{
+    if (!suite_spares(p)) check_ranks_of(p, NULL, report);
 }
 
 #endif

@@ -157,10 +157,16 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle)
     return keep_error(error ? error : partners);
 }
 
+/* Who asks again and again waits as well: each time one piece of the work is done. */
 cudaError_t cudaStreamQuery(cudaStream_t handle)
 {
     SIM_ENTER();
-    return find_stream(handle)->queue.empty() ? cudaSuccess : cudaErrorNotReady;
+    Stream *stream = find_stream(handle);
+    if (stream->queue.empty()) return cudaSuccess;
+    const work_t work = std::move(stream->queue.front());
+    stream->queue.pop_front();
+    const cudaError_t error = work();
+    return keep_error(error ? error : cudaErrorNotReady);
 }
 
 cudaError_t cudaDeviceSynchronize()

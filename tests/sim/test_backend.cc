@@ -209,6 +209,7 @@ void test_memory_and_streams()
     EXPECT(cumoe_memory_copy(opened.handle, b, a, 1000, CUMOE_COPY_ON_DEVICE, stream) == CUMOE_SUCCESS, "%s",
            cumoe_last_error());
     EXPECT(cudaStreamQuery(stream) == cudaErrorNotReady, "somebody waited"); // the copies are enqueued
+    EXPECT(cudaGetLastError() == cudaErrorNotReady, "%s", "an answer that CUDA keeps as an error");
     EXPECT(cumoe_memory_copy(opened.handle, to.data(), b, 1000, CUMOE_COPY_TO_HOST, stream) == CUMOE_SUCCESS, "%s",
            cumoe_last_error());
     EXPECT(cumoe_stream_synchronize(opened.handle, stream) == CUMOE_SUCCESS, "%s", cumoe_last_error());

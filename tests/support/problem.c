@@ -264,7 +264,7 @@ void problem_name(char *name, size_t size, const layer_case_t *layer_case, const
 {
     static const char *const types[] = {"?", "f64", "f32", "bf16", "f16"};
     static const char *const activations[] = {"relu",  "swiglu", "gelu",           "gelu tanh", "silu",
-                                              "relu2", "geglu",  "swiglu clamped", "identity"};
+                                              "relu2", "geglu",  "swiglu clamped", "identity",  "geglu tanh"};
     const char *tf32 = o->compute == CUMOE_COMPUTE_TF32 ? " by tf32" : "";
     snprintf(name, size, "%s, %s, %s%s, %s%s (gate %s, gradients %s), %s, seed %llu", layer_case->name,
              o->variant.name, activations[o->activation], o->bias ? " with biases" : "", types[o->dtype], tf32,

@@ -368,7 +368,8 @@ void ranks_run(const problem_t *whole, const ranks_options_t *options, rank_body
     rank_t *ranks = calloc(RANKS_MAX, sizeof *ranks);
     pthread_t threads[RANKS_MAX];
     const int32_t W = options->num_ranks;
-    if (!ranks || cumoe_ep_create_local(ep, whole->handle, W, options->timeout) != CUMOE_SUCCESS) {
+    ranks_create_t *create = options->create ? options->create : cumoe_ep_create_local;
+    if (!ranks || create(ep, whole->handle, W, options->timeout) != CUMOE_SUCCESS) {
         report_fail(report, "%s", cumoe_last_error());
         free(ranks);
         return;

@@ -15,11 +15,15 @@ typedef enum ranks_split {
     NUM_SPLITS
 } ranks_split_t;
 
+typedef cumoe_status_t ranks_create_t(cumoe_ep_t **ep, const cumoe_handle_t *handle, int32_t num_ranks,
+                                      double timeout);
+
 typedef struct ranks_options {
     int32_t num_ranks;
     ranks_split_t split;
-    int64_t capacity; /* config.exchange_capacity; 0 = exact */
-    double timeout;   /* seconds; 0 = the library's */
+    int64_t capacity;       /* config.exchange_capacity; 0 = exact */
+    double timeout;         /* seconds; 0 = the library's */
+    ranks_create_t *create; /* NULL = cumoe_ep_create_local() */
 } ranks_options_t;
 
 struct rank;
@@ -57,7 +61,7 @@ bool rank_run(rank_t *rank);
 void rank_check(rank_t *rank);
 void rank_check_experts(rank_t *rank);
 
-/* All ranks, as threads of a local group, do BODY, with rank->context; their reports are gathered. */
+/* All ranks, as threads, do BODY, with rank->context; their reports are gathered. */
 void ranks_run(const problem_t *whole, const ranks_options_t *options, rank_body_t *body, void *context,
                report_t *report);
 
