@@ -29,13 +29,15 @@
 extern "C" {
 #endif
 
+#define CUMOE_EP_DEFAULT_TIMEOUT 600.0 /* seconds */
+
 /* A group within this process, for tests and for many ranks on one device: ranks are threads of the caller's, one
  * each. Every exchange waits on the host, and cannot be captured.
  *
  * ep         out: [num_ranks]; unchanged on failure
  * handle     the device of all ranks; must outlive the group
  * num_ranks  1..1024
- * timeout    seconds that a rank may be late; 0 = 600
+ * timeout    seconds that a rank may be late; 0 = CUMOE_EP_DEFAULT_TIMEOUT
  *
  * CUMOE_INVALID_ARGUMENT  a pointer is NULL, a number out of range
  * CUMOE_OUT_OF_MEMORY     host memory

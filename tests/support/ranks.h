@@ -44,8 +44,14 @@ typedef struct rank {
 bool rank_create(rank_t *rank, const problem_t *whole, const ranks_options_t *options, cumoe_ep_t *ep);
 void rank_destroy(rank_t *rank);
 
-/* Forward and backward, and the gates' gradients added up: collective. */
+/* Forward; backward, and the gates' gradients added up; both: collective. */
+bool rank_forward(rank_t *rank);
+bool rank_backward(rank_t *rank);
 bool rank_run(rank_t *rank);
+
+/* Of y, dx, the gradients of experts and, once, the losses of importance and load; each byte by its place in the
+ * whole problem, so that the sum over all ranks hangs on the whole alone. */
+uint64_t rank_hash(const rank_t *rank);
 
 /* What the rank gave against what the problem has from a run of its own. Where rows were dropped, they are counted,
  * and that is all. */
