@@ -97,7 +97,9 @@ static cumoe_status_t finish(mpi_t *mpi, double deadline)
         if (done) return CUMOE_SUCCESS;
         MPI_Status status;
         TRY_MPI(MPI_Test, &mpi->given_up, &done, &status);
-        if (done) return cumoe_transport_fail(CUMOE_COMM_ERROR, "rank %d has given up", status.MPI_SOURCE);
+        if (done)
+            return cumoe_transport_fail(CUMOE_COMM_ERROR, "rank %d has given up, while rank %d was waited for",
+                                        status.MPI_SOURCE, late_rank(mpi));
         if (atomic_load(&mpi->aborted)) return cumoe_transport_fail(CUMOE_COMM_ERROR, "it has aborted");
         if (MPI_Wtime() > deadline)
             return cumoe_transport_fail(CUMOE_COMM_ERROR, "rank %d did not come in time", late_rank(mpi));

@@ -77,7 +77,7 @@ static void lose_one(work_t *w)
     const double seconds = seconds_now() - begin;
     const bool told = !done && cumoe_ep_wait(w->ep, NULL, 0) == CUMOE_COMM_ERROR;
     r->report = (report_t){0};
-    if (told) printf("rank %d is told after %.1f s: %s\n", rank, seconds, cumoe_last_error());
+    if (told) fprintf(stderr, "rank %d is told after %.1f s: %s\n", rank, seconds, cumoe_last_error());
     if (!told) report_fail(&r->report, "rank %d is not told", rank);
     if (seconds > w->options.timeout + 1) /* a second to be given a processor */
         report_fail(&r->report, "rank %d comes back after %.1f s, but the timeout is %.1f s", rank, seconds,
