@@ -89,6 +89,14 @@ static int late_rank(const mpi_t *mpi)
     return mpi->rank_of[i < mpi->num_requests ? i : 0];
 }
 
+static cumoe_status_t fail_after(const mpi_t *mpi, int rank)
+{
+    const int late = late_rank(mpi);
+    return late == rank ? cumoe_transport_fail(CUMOE_COMM_ERROR, "rank %d has given up", rank)
+                        : cumoe_transport_fail(CUMOE_COMM_ERROR,
+                                               "rank %d has not come so far, and rank %d has given up", late, rank);
+}
+
 static cumoe_status_t finish(mpi_t *mpi, double deadline)
 {
     for (;;) {
@@ -97,9 +105,7 @@ static cumoe_status_t finish(mpi_t *mpi, double deadline)
         if (done) return CUMOE_SUCCESS;
         MPI_Status status;
         TRY_MPI(MPI_Test, &mpi->given_up, &done, &status);
-        if (done)
-            return cumoe_transport_fail(CUMOE_COMM_ERROR, "rank %d has given up, while rank %d was waited for",
-                                        status.MPI_SOURCE, late_rank(mpi));
+        if (done) return fail_after(mpi, status.MPI_SOURCE);
         if (atomic_load(&mpi->aborted)) return cumoe_transport_fail(CUMOE_COMM_ERROR, "it has aborted");
         if (MPI_Wtime() > deadline)
             return cumoe_transport_fail(CUMOE_COMM_ERROR, "rank %d did not come in time", late_rank(mpi));

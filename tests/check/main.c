@@ -134,7 +134,9 @@ static void run_ranks(session_t *s, const check_t *check, const char *line)
     uint64_t first = 0;
     problem_t problem;
     report_t whole = {0};
-    const bool made = problem_create(&problem, s->handle, &check->layer_case, &check->options, &whole) &&
+    problem_options_t options = check->options;
+    options.without_reference = true; /* one device is what is compared with */
+    const bool made = problem_create(&problem, s->handle, &check->layer_case, &options, &whole) &&
                       problem_run_forward(&problem, &whole) && problem_run_backward(&problem, &whole);
     for (int i = 0, runs = 0; i < ranks->count; i++) {
         report_t report = whole;

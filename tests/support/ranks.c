@@ -349,18 +349,14 @@ static void *work(void *argument)
     return NULL;
 }
 
-void ranks_check(const problem_t *whole, const ranks_options_t *options, report_t *report)
+void ranks_check_group(const problem_t *whole, const ranks_options_t *options, cumoe_ep_t *const *ep,
+                       report_t *report)
 {
-    cumoe_ep_t *ep[RANKS_MAX];
     rank_t *ranks = calloc(RANKS_MAX, sizeof *ranks);
     pthread_t threads[RANKS_MAX];
     const int32_t W = options->num_ranks;
-    if (!ranks || cumoe_ep_create_local(ep, whole->handle, W, options->timeout) != CUMOE_SUCCESS) {
-        report_fail(report, "%s", cumoe_last_error());
-        free(ranks);
-        return;
-    }
     for (int32_t r = 0; r < W; r++) {
+        if (!ranks) abort();
         ranks[r] = (rank_t){.whole = whole, .options = options, .ep = ep[r]};
         if (pthread_create(&threads[r], NULL, work, &ranks[r]) != 0) abort();
     }
@@ -371,6 +367,16 @@ void ranks_check(const problem_t *whole, const ranks_options_t *options, report_
                         options->split, (long long)options->capacity, ranks[r].report.text);
         rank_destroy(&ranks[r]);
     }
-    for (int32_t r = 0; r < W; r++) cumoe_ep_destroy(ep[r]);
     free(ranks);
+}
+
+void ranks_check(const problem_t *whole, const ranks_options_t *options, report_t *report)
+{
+    cumoe_ep_t *ep[RANKS_MAX];
+    if (cumoe_ep_create_local(ep, whole->handle, options->num_ranks, options->timeout) != CUMOE_SUCCESS) {
+        report_fail(report, "%s", cumoe_last_error());
+        return;
+    }
+    ranks_check_group(whole, options, ep, report);
+    for (int32_t r = 0; r < options->num_ranks; r++) cumoe_ep_destroy(ep[r]);
 }

@@ -57,7 +57,11 @@ uint64_t rank_hash(const rank_t *rank);
  * and that is all. */
 void rank_check(rank_t *rank);
 
-/* All ranks, as threads of a local group; their reports are gathered. The problem has been run. */
+/* All ranks of a group, as threads; their reports are gathered. The problem has been run. */
+void ranks_check_group(const problem_t *whole, const ranks_options_t *options, cumoe_ep_t *const *ep,
+                       report_t *report);
+
+/* The same with a local group. */
 void ranks_check(const problem_t *whole, const ranks_options_t *options, report_t *report);
 
 #endif
