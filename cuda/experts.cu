@@ -82,7 +82,11 @@ cudaError_t weight_gradient(const cumoe_context_t &context, const cumoe_matrix_t
 
 ExpertShape shape_of(const cumoe_config_t &c)
 {
-    return {c.activation, c.dtype, c.swiglu_limit, c.swiglu_alpha, c.intermediate_size, cumoe__z_width(&c)};
+    return {c.activation,
+            c.dtype,
+            {c.swiglu_limit, c.swiglu_alpha, c.swiglu_offset},
+            c.intermediate_size,
+            cumoe__z_width(&c)};
 }
 
 /* Where the glu half begins. */

@@ -13,15 +13,15 @@ struct Activated {
 
 /* host/activation.h by the type of arithmetic. */
 __device__ __forceinline__ Activated<float> activate(cumoe_activation_t activation, float up, float glu,
-                                                     float limit, float alpha)
+                                                     cumoe_swiglu_t swiglu)
 {
-    const cumoe_activated_t_f32 a = cumoe__activate_f32(activation, up, glu, limit, alpha);
+    const cumoe_activated_t_f32 a = cumoe__activate_f32(activation, up, glu, swiglu);
     return {a.hidden, a.by_up, a.by_glu};
 }
 __device__ __forceinline__ Activated<double> activate(cumoe_activation_t activation, double up, double glu,
-                                                      double limit, double alpha)
+                                                      cumoe_swiglu_t swiglu)
 {
-    const cumoe_activated_t_f64 a = cumoe__activate_f64(activation, up, glu, limit, alpha);
+    const cumoe_activated_t_f64 a = cumoe__activate_f64(activation, up, glu, swiglu);
     return {a.hidden, a.by_up, a.by_glu};
 }
 
@@ -36,7 +36,7 @@ __device__ __forceinline__ void round_run(Run<Real> &run, cumoe_dtype_t dtype)
 struct ExpertShape {
     cumoe_activation_t activation;
     cumoe_dtype_t dtype; // of the tokens
-    float limit, alpha;  // of SWIGLU_CLAMPED
+    cumoe_swiglu_t swiglu;
     int64_t I, z_width;
 };
 
@@ -74,9 +74,7 @@ struct StoreActivated {
             Run<Real> active;
 #pragma unroll
             for (int j = 0; j < kRun; j++)
-                active.at[j] = activate(shape.activation, up.at[j], glu.at[j], static_cast<Real>(shape.limit),
-                                        static_cast<Real>(shape.alpha))
-                                   .hidden;
+                active.at[j] = activate(shape.activation, up.at[j], glu.at[j], shape.swiglu).hidden;
             store_run(active, hidden, shape.dtype, line * shape.I + first, 1, count);
         }
     }
@@ -183,8 +181,7 @@ struct StoreActivatedBackward {
         Real product[kRun];
 #pragma unroll
         for (int j = 0; j < kRun; j++) {
-            const Activated<Real> a = activate(shape.activation, up.at[j], gate.at[j],
-                                               static_cast<Real>(shape.limit), static_cast<Real>(shape.alpha));
+            const Activated<Real> a = activate(shape.activation, up.at[j], gate.at[j], shape.swiglu);
             const Real active = rounded(a.hidden, shape.dtype), gd = d.at[j] * g;
             product[j] = j < count ? d.at[j] * active : Real(0);
             hidden.at[j] = active * scaled_g;

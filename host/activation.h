@@ -7,6 +7,11 @@
 
 #include <cumoe/types.h>
 
+/* The numbers of SWIGLU_CLAMPED. */
+typedef struct cumoe_swiglu {
+    float limit, alpha, offset;
+} cumoe_swiglu_t;
+
 #define REAL  float
 #define FN(x) x##_f32
 #include "host/activation_real.h"

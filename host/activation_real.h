@@ -6,7 +6,7 @@ typedef struct FN(cumoe_activated) {
 } FN(cumoe_activated_t);
 
 CUMOE_ELEMENTARY_FN FN(cumoe_activated_t)
-    FN(cumoe__activate)(cumoe_activation_t activation, REAL up, REAL glu, REAL limit, REAL alpha)
+    FN(cumoe__activate)(cumoe_activation_t activation, REAL up, REAL glu, cumoe_swiglu_t swiglu)
 {
     FN(cumoe_activated_t) a = {up, 1, 0};
     switch (activation) {
@@ -28,9 +28,9 @@ CUMOE_ELEMENTARY_FN FN(cumoe_activated_t)
         break;
     }
     case CUMOE_ACTIVATION_GELU_TANH: {
-        const REAL share = FN(gelu_tanh_share)(up), z = FN(clamp)(up, -40, 40);
+        const REAL share = FN(gelu_tanh_share)(up);
         a.hidden = FN(above_infinity)(up) * share;
-        a.by_up = share + z * share * (1 - share) * (REAL)GELU_TANH_SCALE * (1 + 3 * (REAL)GELU_TANH_CUBE * z * z);
+        a.by_up = FN(gelu_tanh_slope)(up, share);
         break;
     }
     case CUMOE_ACTIVATION_SILU: {
@@ -53,12 +53,20 @@ CUMOE_ELEMENTARY_FN FN(cumoe_activated_t)
         a.by_glu = up * (share + FN(finite)(glu) * FN(normal_density)(glu));
         break;
     }
+    case CUMOE_ACTIVATION_GEGLU_TANH: {
+        const REAL share = FN(gelu_tanh_share)(glu), gelu = FN(above_infinity)(glu) * share;
+        a.hidden = gelu * up;
+        a.by_up = gelu;
+        a.by_glu = up * FN(gelu_tanh_slope)(glu, share);
+        break;
+    }
     case CUMOE_ACTIVATION_SWIGLU_CLAMPED: {
-        const REAL g = FN(clamp)(glu, -FLT_MAX, limit), u = FN(clamp)(up, -limit, limit);
+        const REAL limit = swiglu.limit, alpha = swiglu.alpha;
+        const REAL g = FN(clamp)(glu, -FLT_MAX, limit), u = FN(clamp)(up, -limit, limit) + swiglu.offset;
         const REAL s = FN(sigmoid)(alpha * g), swish = g * s;
-        a.hidden = swish * (u + 1);
+        a.hidden = swish * u;
         a.by_up = up > limit || up < -limit ? 0 : swish;
-        a.by_glu = glu > limit ? 0 : (u + 1) * (s + alpha * swish * (1 - s));
+        a.by_glu = glu > limit ? 0 : u * (s + alpha * swish * (1 - s));
         break;
     }
     case CUMOE_ACTIVATION_IDENTITY:

@@ -26,6 +26,7 @@ typedef struct group {
     int32_t busy;     /* ranks that may look into the memory of others */
     uint64_t meeting; /* a number that grows when all have arrived */
     bool broken, differ;
+    bool left; /* somebody has: who waits for all waits in vain */
     char reason[160];
     bool *here;   /* [W] has arrived at this meeting */
     call_t *call; /* [W] what a rank calls */
@@ -38,11 +39,16 @@ typedef struct member {
 } member_t;
 
 /* The first reason is the one that counts. The lock is held. */
+static void set_reason(group_t *group, const char *reason, int32_t rank)
+{
+    if (!group->broken && !group->left) snprintf(group->reason, sizeof group->reason, reason, rank);
+    pthread_cond_broadcast(&group->moved);
+}
+
 static void break_group(group_t *group, const char *reason, int32_t rank)
 {
-    if (!group->broken) snprintf(group->reason, sizeof group->reason, reason, rank);
+    set_reason(group, reason, rank);
     group->broken = true;
-    pthread_cond_broadcast(&group->moved);
 }
 
 static struct timespec deadline_of(double timeout)
@@ -63,20 +69,21 @@ static cumoe_status_t meet(const member_t *member)
     pthread_mutex_lock(&group->lock);
     const uint64_t meeting = group->meeting;
     group->here[member->ep.rank] = true;
-    if (!group->broken && ++group->arrived == group->num_ranks) {
+    if (!group->broken && !group->left && ++group->arrived == group->num_ranks) {
         group->arrived = 0;
         group->busy = group->num_ranks;
         group->meeting++;
         memset(group->here, 0, (size_t)group->num_ranks * sizeof *group->here);
         pthread_cond_broadcast(&group->moved);
     }
-    while (group->meeting == meeting && !group->broken) {
+    while (group->meeting == meeting && !group->broken && !group->left) {
         if (pthread_cond_timedwait(&group->moved, &group->lock, &deadline) == 0) continue;
         int32_t late = 0;
         while (group->here[late]) late++;
         break_group(group, "rank %d did not come in time", late);
     }
     const bool met = group->meeting != meeting;
+    group->broken = group->broken || !met;
     pthread_mutex_unlock(&group->lock);
     CUMOE_REQUIRE(met, COMM_ERROR, "cumoe: rank %d of a local group of %d: %s", member->ep.rank, group->num_ranks,
                   group->reason);
@@ -263,7 +270,8 @@ static void local_destroy(void *comm)
     member_t *member = comm;
     group_t *group = member->group;
     pthread_mutex_lock(&group->lock);
-    break_group(group, "rank %d has left", member->ep.rank);
+    set_reason(group, "rank %d has left", member->ep.rank);
+    group->left = true;
     const bool last = --group->members == 0;
     pthread_mutex_unlock(&group->lock);
     if (last) free_group(group);

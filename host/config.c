@@ -14,6 +14,7 @@ static const cumoe_config_t defaults = {
     .gate = CUMOE_GATE_NOISY_TOPK,
     .swiglu_limit = 7.0f,
     .swiglu_alpha = 1.702f,
+    .swiglu_offset = 1.0f,
     .renormalize = 1,
     .noise_epsilon = 1e-2f,
     .loss_weight = {[CUMOE_LOSS_IMPORTANCE] = 0.1f, [CUMOE_LOSS_LOAD] = 0.1f, [CUMOE_LOSS_THRESHOLD] = 1.0f},
@@ -77,7 +78,7 @@ static cumoe_status_t check_kinds(const char *function, const cumoe_config_t *c)
 {
     KIND(dtype, CUMOE_F64, CUMOE_F16, "F64 (1), F32 (2), BF16 (3) or F16 (4)");
     KIND(compute, CUMOE_COMPUTE_EXACT, CUMOE_COMPUTE_TF32, "EXACT (0) or TF32 (1)");
-    KIND(activation, CUMOE_ACTIVATION_RELU, CUMOE_ACTIVATION_IDENTITY, "a cumoe_activation_t, 0..8");
+    KIND(activation, CUMOE_ACTIVATION_RELU, CUMOE_NUM_ACTIVATIONS - 1, "a cumoe_activation_t, 0..9");
     KIND(gate, CUMOE_GATE_NOISY_TOPK, CUMOE_GATE_SIGMOID_TOPK, "a cumoe_gate_kind_t, 0..6");
     RANGE(expert_bias, 0, 1, "0 or 1");
     RANGE(recompute, 0, 1, "0 or 1");
@@ -132,6 +133,8 @@ static cumoe_status_t check_numbers(const char *function, const cumoe_config_t *
                   "%s: config.swiglu_limit = %g, but must be finite and > 0", function, (double)c->swiglu_limit);
     CUMOE_REQUIRE(isfinite(c->swiglu_alpha), INVALID_ARGUMENT, "%s: config.swiglu_alpha = %g, but must be finite",
                   function, (double)c->swiglu_alpha);
+    CUMOE_REQUIRE(isfinite(c->swiglu_offset), INVALID_ARGUMENT, "%s: config.swiglu_offset = %g, but must be finite",
+                  function, (double)c->swiglu_offset);
     for (int i = 0; i < CUMOE_NUM_LOSSES; i++)
         CUMOE_REQUIRE(isfinite(c->loss_weight[i]) && c->loss_weight[i] >= 0, INVALID_ARGUMENT,
                       "%s: config.loss_weight[%d] = %g, but must be finite and >= 0", function, i,

@@ -145,6 +145,11 @@ CUMOE_ELEMENTARY_FN double normal_cdf_f64(double z)
     {                                                                                                              \
         const REAL z = clamp_##SUFFIX(x, -40, 40); /* 0 and 1 long since; z^3 stays finite */                      \
         return sigmoid_##SUFFIX((REAL)GELU_TANH_SCALE * (z + (REAL)GELU_TANH_CUBE * z * z * z));                   \
+    }                                                                                                              \
+    CUMOE_ELEMENTARY_FN REAL gelu_tanh_slope_##SUFFIX(REAL x, REAL share)                                          \
+    {                                                                                                              \
+        const REAL z = clamp_##SUFFIX(x, -40, 40);                                                                 \
+        return share + z * share * (1 - share) * (REAL)GELU_TANH_SCALE * (1 + 3 * (REAL)GELU_TANH_CUBE * z * z);   \
     }
 
 CUMOE_ELEMENTARY_DEFINE(float, f32)

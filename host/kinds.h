@@ -20,7 +20,7 @@ static inline cumoe_dtype_t cumoe__gate_dtype(const cumoe_config_t *config)
 static inline bool cumoe__is_glu(cumoe_activation_t activation)
 {
     return activation == CUMOE_ACTIVATION_SWIGLU || activation == CUMOE_ACTIVATION_GEGLU ||
-           activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
+           activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED || activation == CUMOE_ACTIVATION_GEGLU_TANH;
 }
 
 /* The pre-activations are the hidden activations. */

@@ -53,11 +53,11 @@ int32_t cumoe_ep_num_ranks(const cumoe_ep_t *ep)
 static const struct {
     const char *name;
     size_t offset, size;
-} agreed[] = {FIELD(hidden_size),  FIELD(intermediate_size), FIELD(num_experts),      FIELD(top_k),
-              FIELD(dtype),        FIELD(compute),           FIELD(activation),       FIELD(swiglu_limit),
-              FIELD(swiglu_alpha), FIELD(expert_bias),       FIELD(recompute),        FIELD(gate),
-              FIELD(num_groups),   FIELD(top_k_groups),      FIELD(renormalize),      FIELD(noise_epsilon),
-              FIELD(noise_stream), FIELD(loss_weight),       FIELD(exchange_capacity)};
+} agreed[] = {FIELD(hidden_size),   FIELD(intermediate_size), FIELD(num_experts),  FIELD(top_k),
+              FIELD(dtype),         FIELD(compute),           FIELD(activation),   FIELD(swiglu_limit),
+              FIELD(swiglu_alpha),  FIELD(swiglu_offset),     FIELD(expert_bias),  FIELD(recompute),
+              FIELD(gate),          FIELD(num_groups),        FIELD(top_k_groups), FIELD(renormalize),
+              FIELD(noise_epsilon), FIELD(noise_stream),      FIELD(loss_weight),  FIELD(exchange_capacity)};
 #undef FIELD
 
 static cumoe_status_t compare(const char *function, const cumoe_ep_t *ep, const cumoe_config_t *all)
@@ -140,4 +140,19 @@ cumoe_status_t cumoe_ep_sum_gradients(const cumoe_layer_t *layer, const cumoe_we
                                 {ours.w_gate_primary, groups, ours.gate_dtype},
                                 {ours.w_noise_primary, groups, ours.gate_dtype}};
     return config->ep->ops->sum(config->ep->comm, sums, sizeof sums / sizeof sums[0], stream);
+}
+
+cumoe_status_t cumoe_ep_sum(const cumoe_ep_t *ep, void *data, int64_t count, cumoe_dtype_t dtype,
+                            cumoe_stream_t stream)
+{
+    const char *function = "cumoe_ep_sum";
+    CUMOE_REQUIRE(ep, INVALID_ARGUMENT, "%s: ep = NULL, but must come from cumoe_ep_create()", function);
+    CUMOE_REQUIRE(count >= 0, INVALID_ARGUMENT, "%s: count = %lld, but must be >= 0", function, (long long)count);
+    CUMOE_REQUIRE(dtype == CUMOE_I32 || dtype == CUMOE_I64 || dtype == CUMOE_F32 || dtype == CUMOE_F64,
+                  INVALID_ARGUMENT, "%s: dtype = %d, but must be F64 (1), F32 (2), I32 (5) or I64 (6)", function,
+                  (int)dtype);
+    CUMOE_TRY(cumoe__check_array(function, "data", data, cumoe__dtype_size(dtype), count > 0));
+    CUMOE_TRY(cumoe__check_stream(function, ep->handle, stream));
+    const cumoe_sum_t sum = {data, count, dtype};
+    return ep->ops->sum(ep->comm, &sum, 1, stream);
 }

@@ -78,7 +78,7 @@ static inline problem_options_t suite_case_options(int i, int n)
          .gate_dtype = gate,
          .index_weight_dtype = gate,
          .gradient_dtype = i % 3 ? CUMOE_DTYPE_DEFAULT : CUMOE_F32,
-         .activation = (cumoe_activation_t)(i % (CUMOE_ACTIVATION_IDENTITY + 1)),
+         .activation = (cumoe_activation_t)(i % CUMOE_NUM_ACTIVATIONS),
          .bias = i % 5 < 3,
          .recompute = i % 7 < 3},
     };
@@ -148,7 +148,7 @@ static inline void suite_activations(const char *test, const layer_case_t *layer
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
     for (cumoe_dtype_t dtype = CUMOE_F64; dtype <= last_dtype; dtype++)
-        for (int activation = 0; activation <= CUMOE_ACTIVATION_IDENTITY; activation++) {
+        for (int activation = 0; activation < CUMOE_NUM_ACTIVATIONS; activation++) {
             const problem_options_t options = {.dtype = dtype,
                                                .activation = (cumoe_activation_t)activation,
                                                .variant = GATE_VARIANTS[VARIANT_EXTERNAL],

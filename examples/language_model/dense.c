@@ -115,7 +115,7 @@ void softmax_backward(const softmax_t *softmax, const batch_t *batch, const floa
 {
     const int64_t columns = softmax->columns;
     float *dlogit = softmax->probability;
-    const float scale = 1 / (float)batch->size;
+    const float scale = 1 / (float)batch->all;
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < batch->size; t++) {
         dlogit[t * columns + batch->target[t]] -= 1;

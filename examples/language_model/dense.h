@@ -38,7 +38,7 @@ typedef struct softmax {
  * hidden  [size, WIDTH] */
 double softmax_forward(const softmax_t *softmax, const batch_t *batch, const float *hidden);
 
-/* Gradients of the mean of the above.
+/* Gradients of the mean of the above over the characters of all parts of the batch.
  *
  * dhidden  [size, WIDTH], overwritten */
 void softmax_backward(const softmax_t *softmax, const batch_t *batch, const float *hidden, float *dhidden);

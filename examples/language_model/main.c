@@ -5,10 +5,12 @@
  *   train.c     loop and evaluation            inspect.c  balance, and what experts learn
  *   report.c    tables                         pictures.c gnuplot
  *   table6.c    the paper's table 6            balanced.c its appendix F
- *   schedule.c  learning rates                 resume.c   what an interrupted run has done */
+ *   schedule.c  learning rates                 resume.c   what an interrupted run has done
+ *   ranks.c     several ranks train one model */
 #include "balanced.h"
 #include "options.h"
 #include "pictures.h"
+#include "ranks.h"
 #include "resume.h"
 #include "table6.h"
 
@@ -99,6 +101,13 @@ static void train_kind(run_t *run, kind_index_t index, uint64_t seed)
                      .batch = run->schedule.batch > BATCH ? run->schedule.batch : BATCH,
                      .seed = seed,
                      .optimizer = run->options.optimizer};
+    if (index == MOE_32_RANKS) {
+        const result_t result =
+            train_on_ranks(&model, run->options.ranks, &run->text, &run->schedule, &run->progress);
+        report_training(&run->report, kind, seed, &result);
+        add_result(&run->summary[index], &result);
+        return;
+    }
     model_create(&model);
     if (kind->balanced) {
         start_thresholds(&model, &run->text);
@@ -123,6 +132,7 @@ static const struct {
                             NUM_KINDS},
                            NUM_KINDS},
     [EXPERIMENT_BALANCED] = {{MOE_32, MOE_32_BALANCED, NUM_KINDS}, NUM_KINDS},
+    [EXPERIMENT_RANKS] = {{MOE_32, MOE_32_RANKS, NUM_KINDS}, NUM_KINDS},
 };
 
 static void train_all(run_t *run)
@@ -178,6 +188,12 @@ static bool report_masks(run_t *run)
     return report_balanced_verdict(&run->report, run->summary, &run->before, &run->after, run->options.quick);
 }
 
+static bool report_all_ranks(run_t *run)
+{
+    report_ranks(&run->report, run->options.ranks, run->summary);
+    return report_ranks_verdict(&run->report, run->options.ranks, run->summary, run->options.quick);
+}
+
 int main(int argc, char **argv)
 {
     static run_t run;
@@ -191,7 +207,7 @@ int main(int argc, char **argv)
     if (run.options.resume) run.past = past_read(&run.options, &run.text, &run.schedule);
     report_open(&run.report, &run.options, &run.text, &run.schedule, &run.device);
     train_all(&run);
-    bool (*const reports[])(run_t *) = {report_demo, report_all_rows, report_masks};
+    bool (*const reports[])(run_t *) = {report_demo, report_all_rows, report_masks, report_all_ranks};
     const bool good = reports[run.options.experiment](&run);
     report_close(&run.report, run.options.out, seconds_now() - run.progress.start + run.past_seconds);
 

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 static bool is_dense(const kind_t *kind)
 {
@@ -26,6 +27,22 @@ int64_t kind_operations(const kind_t *kind)
     return experts + gate_matrices(kind) * kind->experts * WIDTH;
 }
 
+static int rank_of(const model_t *model)
+{
+    return model->ep ? cumoe_ep_rank(model->ep) : 0;
+}
+
+static int num_ranks_of(const model_t *model)
+{
+    return model->ep ? cumoe_ep_num_ranks(model->ep) : 1;
+}
+
+/* The most characters in a call of this rank. */
+static int64_t part_of_batch(const model_t *model)
+{
+    return (model->batch + num_ranks_of(model) - 1) / num_ranks_of(model);
+}
+
 /* A dense layer is a mixture of one expert, to which the caller sends every character with weight 1. */
 static void create_layer(model_t *model)
 {
@@ -40,6 +57,8 @@ static void create_layer(model_t *model)
                                           : CUMOE_GATE_NOISY_TOPK;
     if (model->kind->balanced)
         config.max_rows = 2 * model->batch * TOP_K; /* thresholds may take more than on average */
+    config.ep = model->ep;
+    if (model->ep) config.exchange_capacity = part_of_batch(model) * TOP_K; /* nothing is ever dropped */
     config.loss_weight[CUMOE_LOSS_IMPORTANCE] = model->kind->importance_weight;
     config.loss_weight[CUMOE_LOSS_LOAD] = model->kind->load_weight;
     check(cumoe_layer_create(&model->layer, model->device->handle, &config));
@@ -86,8 +105,8 @@ static void create_parameters(model_t *model)
 static void create_buffers(model_t *model)
 {
     const device_t *device = model->device;
-    const size_t batch = (size_t)model->batch, rows = batch * WIDTH * sizeof(float);
-    check(cumoe_layer_buffer_sizes(model->layer, model->batch, &model->workspace_size, &model->saved_size));
+    const size_t batch = (size_t)part_of_batch(model), rows = batch * WIDTH * sizeof(float);
+    check(cumoe_layer_buffer_sizes(model->layer, (int64_t)batch, &model->workspace_size, &model->saved_size));
     check(cumoe_memory_alloc(device->handle, model->workspace_size, &model->workspace));
     check(cumoe_memory_alloc(device->handle, model->saved_size, &model->saved));
     model->x = mirror_create(device, rows);
@@ -95,7 +114,7 @@ static void create_buffers(model_t *model)
     model->dy = mirror_create(device, rows);
     model->dx = mirror_create(device, rows);
     int64_t slots;
-    check(cumoe_layer_max_rows(model->layer, model->batch, NULL, &slots));
+    check(cumoe_layer_max_rows(model->layer, (int64_t)batch, NULL, &slots));
     model->expert = mirror_create(device, (size_t)slots * sizeof(int32_t));
     model->gate = mirror_create(device, (size_t)slots * sizeof(float));
     model->importance = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
@@ -104,6 +123,7 @@ static void create_buffers(model_t *model)
         model->expert_offset = mirror_create(device, (batch + 1) * sizeof(int32_t));
         model->threshold = mirror_create(device, (size_t)model->kind->experts * sizeof(float));
     }
+    if (model->ep) model->sum = mirror_create(device, (size_t)model->embedding.count * sizeof(float));
     if (!is_dense(model->kind)) return;
     model->index = mirror_create(device, batch * sizeof(int32_t));
     model->index_weight = mirror_create(device, batch * sizeof(float));
@@ -131,7 +151,8 @@ void model_destroy(model_t *model)
     free(model->softmax.loss);
     mirror_t *buffers[] = {
         &model->x,      &model->y,    &model->dy,         &model->dx,   &model->index,         &model->index_weight,
-        &model->expert, &model->gate, &model->importance, &model->load, &model->expert_offset, &model->threshold};
+        &model->expert, &model->gate, &model->importance, &model->load, &model->expert_offset, &model->threshold,
+        &model->sum};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) mirror_destroy(model->device, buffers[i]);
     cumoe_memory_free(model->device->handle, model->workspace);
     cumoe_memory_free(model->device->handle, model->saved);
@@ -161,6 +182,7 @@ static void layer_forward(model_t *model, const batch_t *batch, layer_mode_t mod
                                  .training = mode.training,
                                  .seed = model->seed,
                                  .offset = mode.offset,
+                                 .first_token = batch->first,
                                  .index = model->index.device,
                                  .index_weight = model->index_weight.device,
                                  .workspace = model->workspace,
@@ -206,6 +228,18 @@ static void layer_backward(model_t *model, const batch_t *batch)
     mirror_to_host(model->device, &model->dx);
 }
 
+/* The parameters beside the layer's are the same on every rank, and so are their gradients: the sums of the parts.
+ */
+static void sum_over_ranks(model_t *model, const parameter_t *parameter)
+{
+    const size_t size = (size_t)parameter->count * sizeof(float);
+    memcpy(model->sum.host, parameter->gradient, size);
+    mirror_to_device(model->device, &model->sum);
+    check(cumoe_ep_sum(model->ep, model->sum.device, parameter->count, CUMOE_F32, NULL));
+    mirror_to_host(model->device, &model->sum);
+    memcpy(parameter->gradient, model->sum.host, size);
+}
+
 /* The layer's parameters stay on the device; ours are on the host. */
 static void update(model_t *model, int64_t step, double learning_rate)
 {
@@ -221,6 +255,22 @@ static void update(model_t *model, int64_t step, double learning_rate)
     adam_step(&model->projection, step, learning_rate);
 }
 
+void model_fill(const model_t *model, batch_t *batch, const text_t *text, const int32_t *position, int64_t size)
+{
+    batch_fill_part(batch, text, position, size, rank_of(model), num_ranks_of(model));
+}
+
+double model_sum(model_t *model, double value)
+{
+    if (!model->ep) return value;
+    memcpy(model->sum.host, &value, sizeof value);
+    mirror_to_device(model->device, &model->sum);
+    check(cumoe_ep_sum(model->ep, model->sum.device, 1, CUMOE_F64, NULL));
+    mirror_to_host(model->device, &model->sum);
+    memcpy(&value, model->sum.host, sizeof value);
+    return value;
+}
+
 double model_train(model_t *model, const batch_t *batch, int64_t step, double learning_rate)
 {
     layer_forward(model, batch, (layer_mode_t){.training = true, .save = true, .offset = (uint64_t)step});
@@ -232,6 +282,11 @@ double model_train(model_t *model, const batch_t *batch, int64_t step, double le
     layer_backward(model, batch);
     add_rows(batch, dx, model->dy.host);
     embedding_backward(batch, model->symbols, model->embedding.gradient, dx);
+    if (model->ep) {
+        check(cumoe_ep_sum_gradients(model->layer, &model->gradients, NULL));
+        sum_over_ranks(model, &model->embedding);
+        sum_over_ranks(model, &model->projection);
+    }
 
     update(model, step, learning_rate);
     return loss;

@@ -11,9 +11,11 @@ typedef struct model {
     const device_t *device;
     const kind_t *kind;
     int symbols; /* V */
-    int batch;   /* the most characters in a call */
+    int batch;   /* the most characters in a call, of all ranks together */
     uint64_t seed;
     cumoe_optimizer_t optimizer; /* of the layer */
+    const cumoe_ep_t
+        *ep; /* ranks that train one model: each has its part of a batch, and its experts; NULL = one */
 
     cumoe_layer_t *layer;
     cumoe_weights_t weights, gradients;
@@ -29,6 +31,7 @@ typedef struct model {
     mirror_t threshold;           /* [E] strictly balanced: the smallest gates that the experts took */
     mirror_t expert, gate;        /* [batch, TOP_K] the experts of every character and their weights */
     mirror_t importance, load;    /* [E] */
+    mirror_t sum;                 /* with ranks: for what is added up over them */
     void *workspace, *saved;
     size_t workspace_size, saved_size;
 } model_t;
@@ -37,11 +40,18 @@ typedef struct model {
 void model_create(model_t *model);
 void model_destroy(model_t *model);
 
-/* One optimizer step on the batch; step counts from 1. Returns the sum of -ln(probability of the target). */
+/* The part of a batch that this rank has. */
+void model_fill(const model_t *model, batch_t *batch, const text_t *text, const int32_t *position, int64_t size);
+
+/* One optimizer step on the batch; step counts from 1. Returns, of this rank's part, the sum of -ln(probability of
+ * the target). */
 double model_train(model_t *model, const batch_t *batch, int64_t step, double learning_rate);
 
 /* The same sum without noise and without training; leaves expert and gate on the host. */
 double model_evaluate(model_t *model, const batch_t *batch);
+
+/* A number, added up over the ranks. */
+double model_sum(model_t *model, double value);
 
 /* A training forward of the layer alone, with noise; leaves importance and load on the host. */
 void model_route(model_t *model, const batch_t *batch, uint64_t offset);

@@ -2,6 +2,7 @@
 
 #include "device.h"
 #include "protocol.h"
+#include "ranks.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -24,6 +25,8 @@ static const char help[] =
     "uses\n"
     "  --table6         the paper's table 6, in place of all other tables; about an hour of a core\n"
     "  --balanced       the strictly balanced gate, in place of all other tables; about 2 minutes\n"
+    "  --ranks N        MoE-32 on one rank and on N, each with its part of the batch and its experts; about 2 "
+    "minutes\n"
     "  --seeds N        train the models of the first table N times, from other random numbers    [1; table 6: "
     "3]\n"
     "  --epochs X       passes over the training characters                                       [1; table 6: 3]\n"
@@ -39,7 +42,8 @@ static const char help[] =
     "  --resume         with --table6: go on where a run into the same folder was interrupted\n"
     "  --threads N      threads                                                                   [all "
     "processors]\n"
-    "  --out DIR        folder for demo.md (table6.md, balanced.md), demo.tsv and the pictures; made if it is "
+    "  --out DIR        folder for demo.md (table6.md, balanced.md, ranks.md), demo.tsv and the pictures; made if "
+    "it is "
     "missing       "
     "[language-model]\n"
     "  --backend NAME   cpu, cuda, or auto: cuda if there is a device                             [auto]\n"
@@ -97,6 +101,7 @@ void options_read(options_t *options, int argc, char **argv)
         TEXT = 1,
         TABLE6,
         BALANCED,
+        RANKS,
         SEEDS,
         EPOCHS,
         STEPS,
@@ -115,6 +120,7 @@ void options_read(options_t *options, int argc, char **argv)
     static const struct option names[] = {{"text", required_argument, NULL, TEXT},
                                           {"table6", no_argument, NULL, TABLE6},
                                           {"balanced", no_argument, NULL, BALANCED},
+                                          {"ranks", required_argument, NULL, RANKS},
                                           {"seeds", required_argument, NULL, SEEDS},
                                           {"epochs", required_argument, NULL, EPOCHS},
                                           {"steps", required_argument, NULL, STEPS},
@@ -141,6 +147,10 @@ void options_read(options_t *options, int argc, char **argv)
             break;
         case BALANCED:
             options->experiment = EXPERIMENT_BALANCED;
+            break;
+        case RANKS:
+            options->experiment = EXPERIMENT_RANKS;
+            options->ranks = integer("--ranks", optarg, 2, MAX_RANKS);
             break;
         case SEEDS:
             options->seeds = integer("--seeds", optarg, 1, 100);

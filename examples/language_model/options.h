@@ -10,7 +10,7 @@
 #include <stdbool.h>
 
 /* What is trained and reported. */
-typedef enum experiment { EXPERIMENT_DEMO, EXPERIMENT_TABLE6, EXPERIMENT_BALANCED } experiment_t;
+typedef enum experiment { EXPERIMENT_DEMO, EXPERIMENT_TABLE6, EXPERIMENT_BALANCED, EXPERIMENT_RANKS } experiment_t;
 
 typedef struct options {
     int num_texts;
@@ -22,6 +22,7 @@ typedef struct options {
     int64_t steps; /* 0 = as epochs says */
     schedule_kind_t schedule;
     cumoe_optimizer_t optimizer;
+    int ranks; /* of EXPERIMENT_RANKS */
     bool quick, resume;
     int threads; /* 0 = OpenMP's number */
     const char *out;

@@ -47,6 +47,9 @@ enum {
 #define BALANCE_MOST   1.5
 /* --balanced: the part of the pairs taken by either mask that both must take after the training. */
 #define MASKS_AGREE 0.8
+/* --ranks: sums of gradients have another order, and a training makes much of a little: so much of the perplexity.
+ */
+#define RANKS_AGREE 0.005
 
 typedef struct kind {
     const char *name;
@@ -71,6 +74,7 @@ typedef enum kind_index {
     MOE_64_WEAK,
     MOE_64_STRONG,
     MOE_32_BALANCED,
+    MOE_32_RANKS, /* MoE-32 again, on several ranks */
     NUM_KINDS
 } kind_index_t;
 
@@ -87,6 +91,7 @@ static const kind_t kinds[NUM_KINDS] = {
     [MOE_64_LOAD] = {"MoE-64, 0 and 0.2", TABLE6_EXPERTS, INTERMEDIATE, 0, 0.2F},
     [MOE_64_WEAK] = {"MoE-64, 0.01 each", TABLE6_EXPERTS, INTERMEDIATE, 0.01F, 0.01F},
     [MOE_64_STRONG] = {"MoE-64, 1 each", TABLE6_EXPERTS, INTERMEDIATE, 1, 1},
+    [MOE_32_RANKS] = {"MoE-32, ranks", 32, INTERMEDIATE, LOSS_WEIGHT, LOSS_WEIGHT},
     [MOE_32_BALANCED] = {"MoE-32, strictly balanced", 32, INTERMEDIATE, LOSS_WEIGHT, 0, true},
 };
 

@@ -71,7 +71,7 @@ static void say_training(report_t *report, const options_t *options, const text_
 
 const char *experiment_name(experiment_t experiment)
 {
-    static const char *const names[] = {"demo", "table6", "balanced"};
+    static const char *const names[] = {"demo", "table6", "balanced", "ranks"};
     return names[experiment];
 }
 
@@ -94,7 +94,8 @@ void report_open(report_t *report, const options_t *options, const text_t *text,
 {
     static const char *const titles[] = {"Character language models: a dense layer and mixtures of experts",
                                          "The two balancing losses: table 6 of the paper in small",
-                                         "Strict balance: appendix F of the paper in small"};
+                                         "Strict balance: appendix F of the paper in small",
+                                         "Expert parallelism: section 3.1 of the paper in small"};
     const char *name = experiment_name(options->experiment);
     *report = (report_t){.name = name, .markdown = open_file(name, "md"), .table = open_file(name, "tsv")};
     fprintf(report->table, "table\trow\tcolumn\tvalue\n");
@@ -109,6 +110,8 @@ void report_open(report_t *report, const options_t *options, const text_t *text,
     else if (options->experiment == EXPERIMENT_TABLE6)
         say(report, "Layer: MoE-64, a noisy top-%d gate and %d ReLU experts with I = %d.\n", TOP_K, TABLE6_EXPERTS,
             INTERMEDIATE);
+    else if (options->experiment == EXPERIMENT_RANKS)
+        say(report, "Layer: MoE-32, a noisy top-%d gate and ReLU experts with I = %d.\n", TOP_K, INTERMEDIATE);
     else
         say(report, "Mixtures: noisy top-%d gate, ReLU experts with I = %d; the dense layer has I = %d.\n", TOP_K,
             INTERMEDIATE, DENSE_INTERMEDIATE);

@@ -8,7 +8,7 @@
 #include <stdio.h>
 
 typedef struct report {
-    const char *name; /* of the files: demo, table6 or balanced */
+    const char *name; /* of the files: demo, table6, balanced or ranks */
     FILE *markdown, *table;
     bool pictures; /* they could be drawn: demo.md shows them */
 } report_t;

@@ -79,6 +79,12 @@ quick strict --balanced
 [ "$(grep -c '| 128 to 128 |' strict/balanced.md)" = 2 ] || fail "the strictly balanced load is not exact"
 grep -q 'nan\|inf' strict/balanced.tsv && fail "a figure of --balanced is not a number"
 
+# Ranks: the same model, whatever shares it; 3 do not divide the batch.
+quick ranks --ranks 3
+awk '/^\| /&&$4 ~ /^[0-9.]+$/ { n++; p[n] = $6 } END { d = p[1] - p[2]; exit !(n == 2 && d < 0.05 && d > -0.05) }' ranks/ranks.md ||
+    fail "ranks give another perplexity: $(cat ranks/ranks.md)"
+quick copied --ranks 2 --copy
+
 # The optimizer of the layer and the schedules are the caller's choice, and named in the report.
 quick lm --optimizer factored --schedule lm
 grep -q 'factored for the experts' lm/demo.md || fail "demo.md does not name the optimizer"
@@ -110,6 +116,7 @@ refused "must be a number" --text first.txt --steps 0
 refused "must be a number" --text first.txt --epochs -1
 refused "must be a whole number" --text first.txt --threads 1.5
 refused "cpu, cuda or auto" --text first.txt --backend tpu
+refused "must be a number" --text first.txt --ranks 1
 refused "linear, lm or translation" --text first.txt --schedule cosine
 refused "adam or factored" --text first.txt --optimizer sgd
 refused "not an option" --text first.txt second.txt

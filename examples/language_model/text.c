@@ -106,12 +106,22 @@ batch_t batch_create(int64_t capacity)
 
 void batch_fill(batch_t *batch, const text_t *text, const int32_t *position, int64_t size)
 {
-    batch->size = size;
+    batch->size = batch->all = size;
+    batch->first = 0;
     for (int64_t t = 0; t < size; t++) {
         const uint8_t *here = text->symbol + position[t];
         for (int j = 0; j < WINDOW; j++) batch->context[t * WINDOW + j] = here[-1 - j];
         batch->target[t] = *here;
     }
+}
+
+void batch_fill_part(batch_t *batch, const text_t *text, const int32_t *position, int64_t size, int rank,
+                     int num_ranks)
+{
+    const int64_t first = size * rank / num_ranks;
+    batch_fill(batch, text, position + first, size * (rank + 1) / num_ranks - first);
+    batch->first = first;
+    batch->all = size;
 }
 
 void batch_free(batch_t *batch)

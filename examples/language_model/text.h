@@ -29,6 +29,8 @@ typedef struct text {
  */
 typedef struct batch {
     int64_t size;
+    int64_t first,
+        all;          /* of a batch that ranks share out: where this part begins, and the characters of all parts */
     uint8_t *context; /* [size, WINDOW] */
     uint8_t *target;  /* [size] */
 } batch_t;
@@ -42,6 +44,9 @@ int text_of(const text_t *text, int64_t position);
 
 batch_t batch_create(int64_t capacity);
 void batch_fill(batch_t *batch, const text_t *text, const int32_t *position, int64_t size);
+/* The part of rank of num_ranks, as even as can be. */
+void batch_fill_part(batch_t *batch, const text_t *text, const int32_t *position, int64_t size, int rank,
+                     int num_ranks);
 void batch_free(batch_t *batch);
 
 /* A copy of the training positions in random order. The caller frees it. */

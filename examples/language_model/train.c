@@ -29,9 +29,9 @@ result_t train_model(model_t *model, const text_t *text, const schedule_t *sched
             free(order);
             order = text_shuffled(text, model->seed * 1000 + (uint64_t)(step / per_epoch));
         }
-        batch_fill(&batch, text, order + step % per_epoch * size, size);
+        model_fill(model, &batch, text, order + step % per_epoch * size, size);
         double rate = schedule_rate(schedule->kind, schedule->rate, step + 1, steps);
-        double loss = model_train(model, &batch, step + 1, rate) / size;
+        double loss = model_train(model, &batch, step + 1, rate) / (double)batch.size;
         smooth_loss += 0.02 * (loss - smooth_loss);
         double done = (double)(step + 1);
         progress_show(progress, work * done / (double)steps, model->kind->name, exp(smooth_loss),
@@ -57,11 +57,11 @@ double held_out_perplexity(model_t *model, const text_t *text, int64_t stride, v
     for (int64_t next = 0; next < text->num_held_out;) {
         int64_t size = 0;
         for (; size < BATCH && next < text->num_held_out; next += stride) position[size++] = text->held_out[next];
-        batch_fill(&batch, text, position, size);
+        model_fill(model, &batch, text, position, size);
         loss += model_evaluate(model, &batch);
         seen += size;
         if (visit) visit(context, model, position, size);
     }
     batch_free(&batch);
-    return exp(loss / (double)seen);
+    return exp(model_sum(model, loss) / (double)seen);
 }

@@ -6,12 +6,11 @@ static inline __attribute__((always_inline)) void FN(act)(const cumoe_config_t *
                                                           const REAL *restrict glu, REAL *restrict hidden,
                                                           REAL *restrict by_up, REAL *restrict by_glu)
 {
-    const REAL limit = c->swiglu_limit, alpha = c->swiglu_alpha;
+    const cumoe_swiglu_t swiglu = {c->swiglu_limit, c->swiglu_alpha, c->swiglu_offset};
 #define ACTIVATE(name)                                                                                             \
     case CUMOE_ACTIVATION_##name:                                                                                  \
         for (int i = 0; i < COLUMNS; i++) {                                                                        \
-            const FN(cumoe_activated_t) a =                                                                        \
-                FN(cumoe__activate)(CUMOE_ACTIVATION_##name, up[i], glu[i], limit, alpha);                         \
+            const FN(cumoe_activated_t) a = FN(cumoe__activate)(CUMOE_ACTIVATION_##name, up[i], glu[i], swiglu);   \
             hidden[i] = a.hidden;                                                                                  \
             by_up[i] = a.by_up;                                                                                    \
             by_glu[i] = a.by_glu;                                                                                  \
@@ -25,6 +24,7 @@ static inline __attribute__((always_inline)) void FN(act)(const cumoe_config_t *
         ACTIVATE(SILU)
         ACTIVATE(SWIGLU)
         ACTIVATE(GEGLU)
+        ACTIVATE(GEGLU_TANH)
         ACTIVATE(SWIGLU_CLAMPED)
         ACTIVATE(IDENTITY)
     }

@@ -27,6 +27,8 @@ typedef struct cumoe_config {
     cumoe_activation_t activation; /*                                                        default RELU */
     float swiglu_limit;            /* > 0, of SWIGLU_CLAMPED                                    default 7 */
     float swiglu_alpha;            /* finite, of SWIGLU_CLAMPED                             default 1.702 */
+    float swiglu_offset;           /* finite, of SWIGLU_CLAMPED: 1 in gpt-oss, 0 in DeepSeek-V4 (with alpha 1)
+                                                                                                default 1 */
     int32_t expert_bias;           /* 1: b_up (b_glu) and b_down exist                          default 0 */
     int32_t recompute;             /* 1: the backward pass computes the pre-activations again (App. D):
                                       saved is smaller by R * I values (2I with glu); same bits  default 0 */

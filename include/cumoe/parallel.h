@@ -95,6 +95,18 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum_gradients(const cumoe_laye
                                                                 const cumoe_weights_t *gradients,
                                                                 cumoe_stream_t stream);
 
+/* Add up an array over all ranks, in place: gradients of what else a model has, losses, counts. Collective.
+ *
+ * data   device memory [count], aligned to its elements; NULL with count = 0
+ * dtype  I32, I64 (sums wrap), F32 or F64
+ *
+ * CUMOE_INVALID_ARGUMENT  ep is NULL, data NULL or misaligned, count negative, dtype none of these, a stream on the
+ * CPU CUMOE_COMM_ERROR        a rank failed or is late
+ *
+ * Allocates: no.  Synchronizes: no (LOCAL, MPI: yes).  Capturable: with NCCL.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum(const cumoe_ep_t *ep, void *data, int64_t count,
+                                                      cumoe_dtype_t dtype, cumoe_stream_t stream);
+
 /* Exact mode. A plan is host memory that knows how many rows go from where to where; it is used again for the next
  * call. From cumoe_ep_plan() to the end of the last backward call it belongs to one forward call.
  *

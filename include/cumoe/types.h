@@ -67,10 +67,13 @@ typedef enum cumoe_activation {
     CUMOE_ACTIVATION_SILU = 4,           /* z sigmoid(z) */
     CUMOE_ACTIVATION_RELU2 = 5,          /* max(z, 0)^2 */
     CUMOE_ACTIVATION_GEGLU = 6,          /* gelu(glu) * up */
-    CUMOE_ACTIVATION_SWIGLU_CLAMPED = 7, /* g sigmoid(alpha g) * (u + 1), g = min(glu, limit),
+    CUMOE_ACTIVATION_SWIGLU_CLAMPED = 7, /* g sigmoid(alpha g) * (u + offset), g = min(glu, limit),
                                             u = clamp(up, -limit, limit) */
-    CUMOE_ACTIVATION_IDENTITY = 8        /* one matrix: w_down [E, H, H], no w_up; I = H */
+    CUMOE_ACTIVATION_IDENTITY = 8,       /* one matrix: w_down [E, H, H], no w_up; I = H */
+    CUMOE_ACTIVATION_GEGLU_TANH = 9      /* gelu_tanh(glu) * up */
 } cumoe_activation_t;
+
+#define CUMOE_NUM_ACTIVATIONS 10
 
 /* Where the glu half stands beside the up half. */
 typedef enum cumoe_glu_placement {

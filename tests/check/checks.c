@@ -58,8 +58,7 @@ static bool visit_cases(const visitor_t *v, const part_t *part)
         for (int gate = 0; gate < NUM_GATE_VARIANTS; gate++) {
             if (!case_applies(&LAYER_CASES[i], &GATE_VARIANTS[gate])) continue;
             const problem_options_t options = {.dtype = (cumoe_dtype_t)(CUMOE_F64 + (i + gate) % 4),
-                                               .activation =
-                                                   (cumoe_activation_t)(i % (CUMOE_ACTIVATION_IDENTITY + 1)),
+                                               .activation = (cumoe_activation_t)(i % CUMOE_NUM_ACTIVATIONS),
                                                .bias = i % 5 < 3,
                                                .recompute = i % 7 < 3,
                                                .variant = GATE_VARIANTS[gate],

@@ -1,20 +1,15 @@
 #include "tests/check/ranks.h"
 
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-/* What a rank does. */
+/* What all ranks of a case share. */
 typedef struct work {
     const ranks_flags_t *flags;
-    const problem_t *whole;
-    ranks_options_t options;
-    cumoe_ep_t *ep;
-    rank_t part;
-    uint64_t hash;
+    uint64_t hash[RANKS_MAX]; /* of each rank; with processes [0] */
 } work_t;
 
 /* ---- options ---- */
@@ -63,98 +58,68 @@ static double seconds_now(void)
 }
 
 /* One leaves, and the others go on without it. */
-static void lose_one(work_t *w)
+static void lose_one(rank_t *r, const ranks_flags_t *flags)
 {
-    rank_t *r = &w->part;
-    const int32_t rank = cumoe_ep_rank(w->ep);
+    const int32_t rank = cumoe_ep_rank(r->ep);
     if (!rank_forward(r)) return;
-    if (rank == w->flags->killed) {
-        if (w->flags->processes) raise(SIGKILL);
+    if (rank == flags->killed) {
+        if (flags->processes) raise(SIGKILL);
         return;
     }
     const double begin = seconds_now();
     const bool done = rank_backward(r);
     const double seconds = seconds_now() - begin;
-    const bool told = !done && cumoe_ep_wait(w->ep, NULL, 0) == CUMOE_COMM_ERROR;
+    const bool told = !done && cumoe_ep_wait(r->ep, NULL, 0) == CUMOE_COMM_ERROR;
     r->report = (report_t){0};
     if (told) fprintf(stderr, "rank %d is told after %.1f s: %s\n", rank, seconds, cumoe_last_error());
     if (!told) report_fail(&r->report, "rank %d is not told", rank);
-    if (seconds > w->options.timeout + 1) /* a second to be given a processor */
+    if (seconds > r->options->timeout + 1) /* a second to be given a processor */
         report_fail(&r->report, "rank %d comes back after %.1f s, but the timeout is %.1f s", rank, seconds,
-                    w->options.timeout);
+                    r->options->timeout);
 }
 
-static void *work(void *argument)
+static void run_rank(rank_t *r)
 {
-    work_t *w = argument;
-    if (!rank_create(&w->part, w->whole, &w->options, w->ep)) return NULL;
+    work_t *w = r->context;
+    if (!rank_create(r, r->whole, r->options, r->ep)) return;
     if (w->flags->killed >= 0) {
-        lose_one(w);
-    } else if (rank_run(&w->part)) {
-        rank_check(&w->part);
-        w->hash = rank_hash(&w->part);
+        lose_one(r, w->flags);
+    } else if (rank_run(r)) {
+        rank_check(r);
+        w->hash[w->flags->processes ? 0 : cumoe_ep_rank(r->ep)] = rank_hash(r);
     }
-    return NULL;
 }
 
-/* ---- all ranks ---- */
-
-static void end_work(work_t *w, report_t *report)
+/* The rank that this process is. */
+static void run_process(const problem_t *whole, const ranks_options_t *options, work_t *w, report_t *report)
 {
-    if (w->part.report.failures) report_fail(report, "rank %d: %s", cumoe_ep_rank(w->ep), w->part.report.text);
-    rank_destroy(&w->part);
-}
-
-static uint64_t run_process(work_t *w, report_t *report)
-{
-    w->ep = processes_group(w->whole->handle, w->options.timeout, report);
-    if (w->ep) work(w);
-    end_work(w, report);
-    cumoe_ep_destroy(w->ep);
-    if (w->flags->killed >= 0) return 0;
+    cumoe_ep_t *ep = processes_group(whole->handle, options->timeout, report);
+    rank_t rank = {.whole = whole, .options = options, .ep = ep, .context = w};
+    if (ep) run_rank(&rank);
+    if (rank.report.failures) report_fail(report, "rank %d: %s", cumoe_ep_rank(ep), rank.report.text);
+    rank_destroy(&rank);
+    cumoe_ep_destroy(ep);
+    if (w->flags->killed >= 0) return;
     const uint64_t failures = processes_sum((uint64_t)report->failures);
     if (failures && !report->failures) report_fail(report, "another rank failed");
-    return processes_sum(w->hash);
-}
-
-static uint64_t run_threads(work_t *w, int32_t num_ranks, report_t *report)
-{
-    cumoe_ep_t *ep[RANKS_MAX];
-    pthread_t threads[RANKS_MAX];
-    uint64_t hash = 0;
-    if (cumoe_ep_create_local(ep, w->whole->handle, num_ranks, w->options.timeout) != CUMOE_SUCCESS) {
-        report_fail(report, "%s", cumoe_last_error());
-        return 0;
-    }
-    for (int32_t r = 0; r < num_ranks; r++) {
-        w[r] = w[0];
-        w[r].ep = ep[r];
-    }
-    for (int32_t r = 0; r < num_ranks; r++)
-        if (pthread_create(&threads[r], NULL, work, &w[r]) != 0) abort();
-    for (int32_t r = 0; r < num_ranks; r++) pthread_join(threads[r], NULL);
-    for (int32_t r = 0; r < num_ranks; r++) {
-        end_work(&w[r], report);
-        hash += w[r].hash;
-    }
-    for (int32_t r = 0; r < num_ranks; r++) cumoe_ep_destroy(ep[r]);
-    return hash;
+    w->hash[0] = processes_sum(w->hash[0]);
 }
 
 uint64_t ranks_run_case(const ranks_flags_t *flags, const problem_t *whole, int32_t num_ranks, report_t *report)
 {
     const uint64_t seed = whole->options.seed; /* the kinds of splits and of exchanges in turn */
-    work_t *all = calloc(RANKS_MAX, sizeof *all);
-    if (!all) abort();
-    all[0] = (work_t){.flags = flags,
-                      .whole = whole,
-                      .options = {.num_ranks = num_ranks,
-                                  .split = (ranks_split_t)(seed % NUM_SPLITS),
-                                  .capacity = seed % 2 ? whole->tokens * whole->top_k + 3 : 0,
-                                  .timeout = flags->timeout > 0   ? flags->timeout
-                                             : flags->killed >= 0 ? 5
-                                                                  : 0}};
-    const uint64_t hash = flags->processes ? run_process(all, report) : run_threads(all, num_ranks, report);
-    free(all);
+    const ranks_options_t options = {.num_ranks = num_ranks,
+                                     .split = (ranks_split_t)(seed % NUM_SPLITS),
+                                     .capacity = seed % 2 ? whole->tokens * whole->top_k + 3 : 0,
+                                     .timeout = flags->timeout > 0   ? flags->timeout
+                                                : flags->killed >= 0 ? 5
+                                                                     : 0};
+    work_t w = {.flags = flags};
+    if (flags->processes)
+        run_process(whole, &options, &w, report);
+    else
+        ranks_run(whole, &options, run_rank, &w, report);
+    uint64_t hash = 0;
+    for (int r = 0; r < RANKS_MAX; r++) hash += w.hash[r];
     return hash;
 }

@@ -75,7 +75,7 @@ static void check_placement(const char *test, cumoe_glu_placement_t glu, case_la
     const uint64_t seed = random_seed(test, 61);
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
-    for (int activation = 0; activation <= CUMOE_ACTIVATION_IDENTITY; activation++)
+    for (int activation = 0; activation < CUMOE_NUM_ACTIVATIONS; activation++)
         for (int bias = 0; bias < 2; bias++)
             for (int v = 0; v <= VARIANT_EXTERNAL; v += VARIANT_EXTERNAL) { /* noisy top-k, external */
                 const problem_options_t options = {.dtype = CUMOE_F64,

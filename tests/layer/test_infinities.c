@@ -13,12 +13,13 @@ typedef struct limits {
 
 static const limits_t LIMITS[] = {
     {CUMOE_ACTIVATION_RELU, false, INFINITY, 0, 1, 0},
-    {CUMOE_ACTIVATION_RELU2, false, INFINITY, 0, INFINITY, 0},
+    {CUMOE_ACTIVATION_RELU2, false, INFINITY, 0, INFINITY, 0}, /* of a square */
     {CUMOE_ACTIVATION_GELU, false, INFINITY, 0, 1, 0},
     {CUMOE_ACTIVATION_GELU_TANH, false, INFINITY, 0, 1, 0},
     {CUMOE_ACTIVATION_SILU, false, INFINITY, 0, 1, 0},
     {CUMOE_ACTIVATION_SWIGLU, true, INFINITY, 0, 1, 0},
     {CUMOE_ACTIVATION_GEGLU, true, INFINITY, 0, 1, 0},
+    {CUMOE_ACTIVATION_GEGLU_TANH, true, INFINITY, 0, 1, 0},
     {CUMOE_ACTIVATION_SWIGLU_CLAMPED, true, 14, 0, 0, 0}, /* 7 sigmoid(1.702 * 7) (1 + 1) */
 };
 

@@ -83,7 +83,7 @@ static void run_leaving(cumoe_ep_t *ep, const problem_t *whole, const ranks_opti
 
 static void run_failure(const char *way, cumoe_handle_t *handle)
 {
-    const layer_case_t layer_case = {.name = "MPI", 60, 32, 48, 8, 2};
+    const layer_case_t layer_case = {"MPI", 60, 32, 48, 8, 2, .pattern = PATTERN_RANDOM};
     const problem_options_t options = {.dtype = CUMOE_F32, .variant = GATE_VARIANTS[VARIANT_NOISY], .seed = 1};
     const ranks_options_t split = {.num_ranks = num_ranks, .split = SPLIT_UNEVEN, .capacity = 120};
     problem_t whole;

@@ -5,7 +5,6 @@
 #include "tests/support/ranks.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <sys/socket.h>
@@ -99,14 +98,6 @@ static void make_group(const cumoe_handle_t *handle, sockets_t sockets[W], cumoe
     }
 }
 
-static void destroy_group(sockets_t sockets[W], cumoe_ep_t *ep[W])
-{
-    for (int32_t r = 0; r < W; r++) {
-        cumoe_ep_destroy(ep[r]);
-        cr_expect(sockets[r].destroyed == 1);
-    }
-}
-
 /* ---- bits ---- */
 
 static void check_transport(problem_t *p, report_t *report)
@@ -114,15 +105,16 @@ static void check_transport(problem_t *p, report_t *report)
     static int turn;
     if (p->options.variant.gate == CUMOE_GATE_BALANCED || (p->groups ? p->groups : p->experts) < W) return;
     if (!problem_run_forward(p, report) || !problem_run_backward(p, report)) return;
-    const ranks_options_t options = {.num_ranks = W,
-                                     .split = (ranks_split_t)(turn % NUM_SPLITS),
-                                     .capacity = turn % 2 ? p->tokens * p->top_k + 3 : 0};
-    turn++;
     sockets_t sockets[W];
     cumoe_ep_t *ep[W];
+    const ranks_options_t options = {.num_ranks = W,
+                                     .split = (ranks_split_t)(turn % NUM_SPLITS),
+                                     .capacity = turn % 2 ? p->tokens * p->top_k + 3 : 0,
+                                     .group = ep};
+    turn++;
     make_group(p->handle, sockets, ep);
-    ranks_check_group(p, &options, ep, report);
-    destroy_group(sockets, ep);
+    ranks_check(p, &options, report);
+    for (int r = 0; r < W; r++) report_check(report, sockets[r].destroyed == 1 && sockets[r].aborted == 0);
 }
 
 Test(transport, pairwise)
@@ -132,124 +124,74 @@ Test(transport, pairwise)
 
 /* ---- sums ---- */
 
-/* Gates of more than a piece, of which nothing is a multiple of anything. */
-enum { EXPERTS = 613, HIDDEN = 577, NUMBERS = EXPERTS * HIDDEN };
-
-typedef struct summing {
-    pthread_t thread;
-    const cumoe_handle_t *handle;
-    cumoe_ep_t *ep;
-    bool good;
-} summing_t;
+enum { NUMBERS = 700001 }; /* more than a piece, and no multiple of anything */
 
 static float summand(int32_t rank, int64_t i)
 {
     return (float)(i % 1009 - 504) * (rank == 1 ? 1e4F : 1.1F); /* the order of additions shows */
 }
 
-static bool sum_gates(summing_t *s, float *numbers)
+static void sum_and_compare(rank_t *r)
 {
-    cumoe_config_t config;
-    cumoe_layer_t *layer;
-    if (cumoe_config_init(&config) != CUMOE_SUCCESS) return false;
-    config.hidden_size = HIDDEN;
-    config.intermediate_size = 1;
-    config.num_experts = EXPERTS;
-    config.top_k = 1;
-    config.ep = s->ep;
-    if (cumoe_layer_create(&layer, s->handle, &config) != CUMOE_SUCCESS) return false;
-    cumoe_weights_t gradients = {
-        .struct_size = sizeof gradients, .w_gate = numbers, .w_noise = numbers + NUMBERS + 3};
-    const bool good = device_ep_sum_gradients(s->handle, layer, &gradients) == CUMOE_SUCCESS;
-    cumoe_layer_destroy(layer);
-    return good;
-}
-
-static void *summing_work(void *argument)
-{
-    summing_t *s = argument;
-    const int32_t rank = cumoe_ep_rank(s->ep);
-    buffer_list_t buffers = {0};
-    float *numbers = buffer_get(&buffers, (2 * NUMBERS + 3) * sizeof *numbers);
-    for (int64_t i = 0; i < 2 * NUMBERS + 3; i++) numbers[i] = summand(rank, i);
-    s->good = sum_gates(s, numbers);
-    for (int64_t i = 0; i < 2 * NUMBERS + 3; i++) {
-        float sum = summand(0, i);
-        for (int32_t r = 1; r < W; r++) sum += summand(r, i);
-        s->good = s->good && numbers[i] == (i >= NUMBERS && i < NUMBERS + 3 ? summand(rank, i) : sum);
-    }
-    buffer_free_all(&buffers);
-    return NULL;
+    const int32_t rank = cumoe_ep_rank(r->ep);
+    float *sum = buffer_get(&r->buffers, NUMBERS * sizeof *sum);
+    for (int64_t i = 0; i < NUMBERS; i++) sum[i] = summand(rank, i);
+    device_call_t call;
+    device_begin(&call, r->whole->handle);
+    void *address = device_address(&call, sum);
+    report_check(&r->report, cumoe_ep_sum(r->ep, address, NUMBERS, CUMOE_F32, call.stream) == CUMOE_SUCCESS);
+    report_check(&r->report, device_end(&call) == CUMOE_SUCCESS);
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < NUMBERS; i++) wrong += sum[i] != (summand(0, i) + summand(1, i)) + summand(2, i);
+    report_check(&r->report, wrong == 0 && buffer_guards_intact(&r->buffers));
 }
 
 Test(transport, sums_in_the_order_of_ranks)
 {
-    cumoe_handle_t *handle = suite_handle();
+    const problem_t nothing = {.name = "sums", .handle = suite_handle()};
     sockets_t sockets[W];
     cumoe_ep_t *ep[W];
-    summing_t sums[W];
-    make_group(handle, sockets, ep);
-    for (int r = 0; r < W; r++) {
-        sums[r] = (summing_t){.handle = handle, .ep = ep[r]};
-        cr_assert(pthread_create(&sums[r].thread, NULL, summing_work, &sums[r]) == 0);
-    }
-    for (int r = 0; r < W; r++) {
-        pthread_join(sums[r].thread, NULL);
-        cr_expect(sums[r].good, "rank %d", r);
-    }
-    destroy_group(sockets, ep);
-    cumoe_handle_destroy(handle);
+    const ranks_options_t options = {.num_ranks = W, .group = ep};
+    report_t report = {0};
+    make_group(nothing.handle, sockets, ep);
+    ranks_run(&nothing, &options, sum_and_compare, NULL, &report);
+    cumoe_handle_destroy((cumoe_handle_t *)(uintptr_t)nothing.handle);
+    EXPECT_EMPTY(report);
 }
 
 /* ---- failures ---- */
 
-typedef struct failing {
-    pthread_t thread;
-    const problem_t *whole;
-    const ranks_options_t *options;
-    cumoe_ep_t *ep;
-    bool done, repeated; /* what the failing call said */
-    char sentence[512];
-} failing_t;
-
-static void *failing_work(void *argument)
+static void run_until_told(rank_t *r)
 {
-    failing_t *f = argument;
-    rank_t part;
-    f->done = rank_create(&part, f->whole, f->options, f->ep) && rank_run(&part);
-    snprintf(f->sentence, sizeof f->sentence, "%s", cumoe_last_error());
-    f->repeated = cumoe_ep_wait(f->ep, NULL, 0) == CUMOE_COMM_ERROR && strcmp(f->sentence, cumoe_last_error()) == 0;
-    rank_destroy(&part);
-    return NULL;
+    bool *told = r->context;
+    const int32_t rank = cumoe_ep_rank(r->ep);
+    if (rank_create(r, r->whole, r->options, r->ep) && rank_run(r)) return;
+    r->report = (report_t){0};
+    char sentence[512];
+    snprintf(sentence, sizeof sentence, "%s", cumoe_last_error());
+    told[rank] = true;
+    report_check(&r->report, cumoe_ep_wait(r->ep, NULL, 0) == CUMOE_COMM_ERROR);
+    report_check(&r->report, strcmp(sentence, cumoe_last_error()) == 0);
+    if (rank == 1)
+        report_check(&r->report, strcmp(sentence, "cumoe: rank 1 of a group of 3 over sockets: "
+                                                  "a failure of the test") == 0);
 }
 
 /* Rank 1 fails in its exchange number n, until there is no such exchange. */
 static void check_failures(problem_t *p, report_t *report)
 {
-    const ranks_options_t options = {.num_ranks = W};
+    sockets_t sockets[W];
+    cumoe_ep_t *ep[W];
+    const ranks_options_t options = {.num_ranks = W, .group = ep};
+    bool fails = true;
     int n = 0;
-    if (!problem_run_forward(p, report) || !problem_run_backward(p, report)) return;
-    for (bool reached = true; reached; n++) {
-        sockets_t sockets[W];
-        cumoe_ep_t *ep[W];
-        failing_t ranks[W];
+    for (; fails; n++) {
+        bool told[W] = {false};
         make_group(p->handle, sockets, ep);
         sockets[1].fails_at = n;
-        for (int r = 0; r < W; r++) {
-            ranks[r] = (failing_t){.whole = p, .options = &options, .ep = ep[r]};
-            cr_assert(pthread_create(&ranks[r].thread, NULL, failing_work, &ranks[r]) == 0);
-        }
-        for (int r = 0; r < W; r++) pthread_join(ranks[r].thread, NULL);
-        reached = sockets[1].exchanges > n;
-        for (int r = 0; r < W; r++) {
-            report_check(report, ranks[r].done == !reached);
-            report_check(report, ranks[r].repeated == reached);
-            report_check(report, sockets[r].aborted == reached);
-        }
-        if (reached)
-            report_check(report, strcmp(ranks[1].sentence, "cumoe: rank 1 of a group of 3 over sockets: "
-                                                           "a failure of the test") == 0);
-        destroy_group(sockets, ep);
+        ranks_run(p, &options, run_until_told, told, report);
+        fails = sockets[1].exchanges > n;
+        for (int r = 0; r < W; r++) report_check(report, told[r] == fails && sockets[r].aborted == fails);
     }
     report_check(report, n > 10);
 }
@@ -258,7 +200,7 @@ Test(transport, an_exchange_fails)
 {
     const problem_options_t options = {
         .dtype = CUMOE_F32, .variant = GATE_VARIANTS[VARIANT_NOISY], .seed = 1, .without_reference = true};
-    const layer_case_t layer_case = {.name = "failures", 12, 8, 8, 4, 2};
+    const layer_case_t layer_case = {"failures", 12, 8, 8, 4, 2, .pattern = PATTERN_RANDOM};
     cumoe_handle_t *handle = suite_handle();
     report_t report = {0};
     suite_one_case(handle, &layer_case, &options, check_failures, &report);

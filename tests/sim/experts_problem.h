@@ -24,9 +24,10 @@ inline double phi(double x)
     return 0.5 * erfc(-x / sqrt(2.0));
 }
 
-inline double activation(cumoe_activation_t kind, double up, double glu, double limit, double alpha)
+inline double activation(const cumoe_config_t &config, double up, double glu)
 {
-    switch (kind) {
+    const double limit = static_cast<double>(config.swiglu_limit), alpha = static_cast<double>(config.swiglu_alpha);
+    switch (config.activation) {
     case CUMOE_ACTIVATION_RELU:
         return fmax(up, 0);
     case CUMOE_ACTIVATION_SWIGLU:
@@ -41,9 +42,11 @@ inline double activation(cumoe_activation_t kind, double up, double glu, double 
         return fmax(up, 0) * fmax(up, 0);
     case CUMOE_ACTIVATION_GEGLU:
         return glu * phi(glu) * up;
+    case CUMOE_ACTIVATION_GEGLU_TANH:
+        return 0.5 * glu * (1 + tanh(sqrt(2 / M_PI) * (glu + 0.044715 * glu * glu * glu))) * up;
     case CUMOE_ACTIVATION_SWIGLU_CLAMPED: {
         const double g = fmin(glu, limit), u = fmax(-limit, fmin(up, limit));
-        return g * sigmoid(alpha * g) * (u + 1);
+        return g * sigmoid(alpha * g) * (u + static_cast<double>(config.swiglu_offset));
     }
     default:
         return up;
@@ -157,7 +160,7 @@ struct Problem {
     }
     double act(double up, double glu) const
     {
-        return activation(c.activation, up, glu, limit(), static_cast<double>(context.config.swiglu_alpha));
+        return activation(context.config, up, glu);
     }
     double limit() const
     {
@@ -229,6 +232,7 @@ inline Problem::Problem(const Case &which)
     config.activation = c.activation;
     config.swiglu_limit = 0.61f;
     config.swiglu_alpha = 1.702f;
+    config.swiglu_offset = 0.75f;
     config.expert_bias = c.bias;
     device.num_sms = 2;
     device.capability = 80;

@@ -355,7 +355,7 @@ void run(uint64_t seed)
     const auto draw = [&](uint64_t count) { return static_cast<int>(random() % count); };
     size_t shape = seed;
     for (const Type &type : types)
-        for (int kind = 0; kind <= CUMOE_ACTIVATION_IDENTITY; kind++) {
+        for (int kind = 0; kind < CUMOE_NUM_ACTIVATIONS; kind++) {
             Case c;
             c.shape = kShapes[shape++ % (sizeof kShapes / sizeof *kShapes)];
             c.dtype = type.dtype;

@@ -6,7 +6,7 @@ static const int GATES[] = {VARIANT_NOISY,        VARIANT_NOISY_INFERENCE,    VA
                             VARIANT_HIERARCHICAL, VARIANT_BALANCED,           VARIANT_BALANCED_FEW_ROWS};
 
 static const int LEVELS[NUM_FACTORS] = {
-    [FACTOR_ACTIVATION] = CUMOE_ACTIVATION_IDENTITY + 1,
+    [FACTOR_ACTIVATION] = CUMOE_NUM_ACTIVATIONS,
     [FACTOR_DTYPE] = 4,
     [FACTOR_GATE] = sizeof GATES / sizeof *GATES,
     [FACTOR_GLU] = 4,
@@ -25,7 +25,7 @@ static bool admissible(const int *row)
 {
     const int activation = row[FACTOR_ACTIVATION];
     const bool glu = activation == CUMOE_ACTIVATION_SWIGLU || activation == CUMOE_ACTIVATION_GEGLU ||
-                     activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
+                     activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED || activation == CUMOE_ACTIVATION_GEGLU_TANH;
     const cumoe_dtype_t dtype = DTYPES[row[FACTOR_DTYPE]];
     const bool wide = dtype == CUMOE_F64 || dtype == CUMOE_F32;
     return (glu || row[FACTOR_GLU] == CUMOE_GLU_SEPARATE) &&

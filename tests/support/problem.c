@@ -13,7 +13,7 @@ static const uint64_t NOISE_OFFSET = (UINT64_C(1) << 33) + 3;
 enum { NOISE_STREAM = 7 };
 
 /* So small that clamps happen; a number of 16 bits, so that pre-activations meet it exactly. */
-static const float SWIGLU_LIMIT = 0.75F;
+static const float SWIGLU_LIMIT = 0.75F, SWIGLU_OFFSET = 0.625F;
 
 static double round_bf16(double value)
 {
@@ -169,6 +169,7 @@ static bool set_layer(problem_t *p, report_t *report)
     p->config.dtype = p->options.dtype;
     p->config.activation = p->options.activation;
     p->config.swiglu_limit = SWIGLU_LIMIT;
+    p->config.swiglu_offset = SWIGLU_OFFSET;
     p->config.expert_bias = p->options.bias;
     p->config.recompute = p->options.recompute;
     p->config.max_threads = p->options.max_threads;
@@ -248,6 +249,7 @@ static void set_input(problem_t *p)
     p->input.noise_epsilon = (double)p->config.noise_epsilon;
     p->input.swiglu_limit = (double)p->config.swiglu_limit;
     p->input.swiglu_alpha = (double)p->config.swiglu_alpha;
+    p->input.swiglu_offset = (double)p->config.swiglu_offset;
     for (int l = 0; l < CUMOE_NUM_LOSSES; l++)
         p->input.loss_gradient[l] =
             p->options.variant.training ? LOSS_GRADIENT[l] : (double)p->config.loss_weight[l];

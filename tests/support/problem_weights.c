@@ -10,7 +10,7 @@ bool problem_has_glu(const problem_t *problem)
 {
     const cumoe_activation_t activation = problem->options.activation;
     return activation == CUMOE_ACTIVATION_SWIGLU || activation == CUMOE_ACTIVATION_GEGLU ||
-           activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
+           activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED || activation == CUMOE_ACTIVATION_GEGLU_TANH;
 }
 
 bool problem_has_matrix(const problem_t *problem, problem_matrix_t matrix)

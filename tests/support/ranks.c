@@ -157,9 +157,12 @@ static bool succeeded(rank_t *r, cumoe_status_t status)
     return status == CUMOE_SUCCESS;
 }
 
+/* Poisoned memory looks like free places: with a capacity it is zeros. */
 static void give_buffers(rank_t *r, size_t workspace_size, size_t saved_size)
 {
-    r->forward.workspace = r->backward.workspace = buffer_get(&r->buffers, workspace_size);
+    r->forward.workspace = r->backward.workspace = r->options->capacity
+                                                       ? buffer_get_zero(&r->buffers, workspace_size)
+                                                       : buffer_get(&r->buffers, workspace_size);
     r->forward.workspace_size = r->backward.workspace_size = workspace_size;
     void *saved = buffer_get(&r->buffers, saved_size);
     r->forward.saved = saved, r->backward.saved = saved;
@@ -169,8 +172,12 @@ static void give_buffers(rank_t *r, size_t workspace_size, size_t saved_size)
 bool rank_create(rank_t *r, const problem_t *whole, const ranks_options_t *options, cumoe_ep_t *ep)
 {
     const int32_t rank = cumoe_ep_rank(ep);
-    *r = (rank_t){.whole = whole, .options = options, .ep = ep, .handle = whole->handle};
-    r->report.context = whole->name;
+    *r = (rank_t){.whole = whole,
+                  .options = options,
+                  .ep = ep,
+                  .handle = whole->handle,
+                  .body = r->body,
+                  .context = r->context};
     cumoe_config_t config = whole->config;
     config.ep = ep;
     config.exchange_capacity = options->capacity;
@@ -203,10 +210,39 @@ void rank_destroy(rank_t *r)
 
 /* ---- the calls ---- */
 
+/* The rank that has an expert. */
+static int32_t rank_of(rank_t *r, int32_t expert)
+{
+    int32_t first = 0, count = 0, rank = 0;
+    while (succeeded(r, cumoe_layer_experts_of_rank(r->layer, rank, &first, &count)) && expert >= first + count)
+        rank++;
+    return rank;
+}
+
+/* A token travels once to a rank, whatever the number of its experts there. */
+static void check_traffic(rank_t *r, const cumoe_ep_sizes_t *sizes)
+{
+    const int64_t K = r->whole->top_k;
+    int64_t rows = 0, tokens = 0;
+    for (int64_t t = 0; t < r->tokens; t++) {
+        bool sent[RANKS_MAX] = {false};
+        for (int64_t slot = t * K; slot < (t + 1) * K; slot++) {
+            if (r->forward.chosen_expert[slot] < 0) continue;
+            const int32_t to = rank_of(r, r->forward.chosen_expert[slot]);
+            rows++;
+            tokens += !sent[to];
+            sent[to] = true;
+        }
+    }
+    report_check(&r->report, sizes->rows_sent == rows);
+    report_check(&r->report, sizes->tokens_sent == tokens);
+}
+
 static bool make_plan(rank_t *r)
 {
     cumoe_ep_sizes_t sizes;
     if (!succeeded(r, device_ep_plan(r->handle, r->layer, &r->forward, r->plan, &sizes))) return false;
+    check_traffic(r, &sizes);
     give_buffers(r, sizes.workspace_size, sizes.saved_size);
     r->forward.plan = r->backward.plan = r->plan;
     return true;
@@ -247,13 +283,12 @@ static void compare_statistics(rank_t *r)
     compare_bits(&r->report, "statistics", &actual, expected, sizeof actual);
 }
 
-static void check_forward(rank_t *r)
+/* What the gate gives. */
+static void check_gate(rank_t *r)
 {
     const problem_t *p = r->whole;
     const cumoe_forward_args_t *a = &r->forward, *w = &p->forward;
-    const size_t row = (size_t)w->y_stride * real_size(p->options.dtype), real = real_size(p->gate_type);
-    const size_t E = (size_t)p->experts, K = (size_t)p->top_k;
-    compare_rows(r, "y", a->y, w->y, row);
+    const size_t E = (size_t)p->experts, K = (size_t)p->top_k, real = real_size(p->gate_type);
     compare_rows(r, "chosen_expert", a->chosen_expert, w->chosen_expert, K * sizeof(int32_t));
     compare_rows(r, "chosen_weight", a->chosen_weight, w->chosen_weight, K * real);
     compare_bits(&r->report, "expert_count", a->expert_count, w->expert_count, E * sizeof(int32_t));
@@ -293,12 +328,12 @@ static void check_gradient(rank_t *r, problem_matrix_t m)
     free(expected);
 }
 
-void rank_check(rank_t *r)
+void rank_check_experts(rank_t *r)
 {
     const problem_t *p = r->whole;
-    check_forward(r);
-    compare_rows(r, "dx", r->backward.dx, p->backward.dx,
-                 (size_t)p->backward.dx_stride * real_size(p->options.dtype));
+    const size_t row = (size_t)p->forward.y_stride * real_size(p->options.dtype);
+    compare_rows(r, "y", r->forward.y, p->forward.y, row);
+    compare_rows(r, "dx", r->backward.dx, p->backward.dx, row);
     compare_rows(r, "dindex_weight", r->backward.dindex_weight, p->backward.dindex_weight,
                  (size_t)p->top_k * real_size(p->gate_type));
     for (problem_matrix_t m = 0; m < NUM_MATRICES; m++)
@@ -341,23 +376,37 @@ uint64_t rank_hash(const rank_t *r)
     return hash;
 }
 
+void rank_check(rank_t *r)
+{
+    check_gate(r);
+    rank_check_experts(r);
+}
+
+/* ---- all of them ---- */
+
 static void *work(void *argument)
 {
     rank_t *r = argument;
-    const problem_t *whole = r->whole;
-    if (rank_create(r, whole, r->options, r->ep) && rank_run(r)) rank_check(r);
+    r->body(r);
     return NULL;
 }
 
-void ranks_check_group(const problem_t *whole, const ranks_options_t *options, cumoe_ep_t *const *ep,
-                       report_t *report)
+void ranks_run(const problem_t *whole, const ranks_options_t *options, rank_body_t *body, void *context,
+               report_t *report)
 {
+    cumoe_ep_t *ep[RANKS_MAX];
     rank_t *ranks = calloc(RANKS_MAX, sizeof *ranks);
     pthread_t threads[RANKS_MAX];
     const int32_t W = options->num_ranks;
+    if (options->group) memcpy(ep, options->group, (size_t)W * sizeof *ep);
+    if (!ranks ||
+        (!options->group && cumoe_ep_create_local(ep, whole->handle, W, options->timeout) != CUMOE_SUCCESS)) {
+        report_fail(report, "%s", cumoe_last_error());
+        free(ranks);
+        return;
+    }
     for (int32_t r = 0; r < W; r++) {
-        if (!ranks) abort();
-        ranks[r] = (rank_t){.whole = whole, .options = options, .ep = ep[r]};
+        ranks[r] = (rank_t){.whole = whole, .options = options, .ep = ep[r], .body = body, .context = context};
         if (pthread_create(&threads[r], NULL, work, &ranks[r]) != 0) abort();
     }
     for (int32_t r = 0; r < W; r++) pthread_join(threads[r], NULL);
@@ -366,17 +415,17 @@ void ranks_check_group(const problem_t *whole, const ranks_options_t *options, c
             report_fail(report, "%s: rank %d of %d, split %d, capacity %lld:\n%s", whole->name, r, W,
                         options->split, (long long)options->capacity, ranks[r].report.text);
         rank_destroy(&ranks[r]);
+        cumoe_ep_destroy(ranks[r].ep);
     }
     free(ranks);
 }
 
+static void create_run_check(rank_t *r)
+{
+    if (rank_create(r, r->whole, r->options, r->ep) && rank_run(r)) rank_check(r);
+}
+
 void ranks_check(const problem_t *whole, const ranks_options_t *options, report_t *report)
 {
-    cumoe_ep_t *ep[RANKS_MAX];
-    if (cumoe_ep_create_local(ep, whole->handle, options->num_ranks, options->timeout) != CUMOE_SUCCESS) {
-        report_fail(report, "%s", cumoe_last_error());
-        return;
-    }
-    ranks_check_group(whole, options, ep, report);
-    for (int32_t r = 0; r < options->num_ranks; r++) cumoe_ep_destroy(ep[r]);
+    ranks_run(whole, options, create_run_check, NULL, report);
 }

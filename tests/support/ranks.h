@@ -18,9 +18,13 @@ typedef enum ranks_split {
 typedef struct ranks_options {
     int32_t num_ranks;
     ranks_split_t split;
-    int64_t capacity; /* config.exchange_capacity; 0 = exact */
-    double timeout;   /* seconds; 0 = the library's */
+    int64_t capacity;         /* config.exchange_capacity; 0 = exact */
+    double timeout;           /* seconds; 0 = the library's */
+    cumoe_ep_t *const *group; /* [num_ranks], which end with the run; NULL = a local one */
 } ranks_options_t;
+
+struct rank;
+typedef void rank_body_t(struct rank *rank);
 
 /* One rank's share of a problem: its own buffers, and arguments ready to call. */
 typedef struct rank {
@@ -37,6 +41,8 @@ typedef struct rank {
     cumoe_weights_t weights, gradients;
     cumoe_forward_args_t forward;
     cumoe_backward_args_t backward;
+    rank_body_t *body;
+    void *context;
     report_t report;
 } rank_t;
 
@@ -53,15 +59,16 @@ bool rank_run(rank_t *rank);
  * whole problem, so that the sum over all ranks hangs on the whole alone. */
 uint64_t rank_hash(const rank_t *rank);
 
-/* What the rank gave against what the problem has from a run of its own. Where rows were dropped, they are counted,
- * and that is all. */
+/* What the rank gave against what the problem has from a run of its own: everything, or what experts have a part
+ * in. */
 void rank_check(rank_t *rank);
+void rank_check_experts(rank_t *rank);
 
-/* All ranks of a group, as threads; their reports are gathered. The problem has been run. */
-void ranks_check_group(const problem_t *whole, const ranks_options_t *options, cumoe_ep_t *const *ep,
-                       report_t *report);
+/* All ranks, as threads, do BODY, with rank->context; their reports are gathered. */
+void ranks_run(const problem_t *whole, const ranks_options_t *options, rank_body_t *body, void *context,
+               report_t *report);
 
-/* The same with a local group. */
+/* Create, run and check. The problem has been run. */
 void ranks_check(const problem_t *whole, const ranks_options_t *options, report_t *report);
 
 #endif

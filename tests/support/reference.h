@@ -26,10 +26,10 @@
 typedef struct reference_input {
     cumoe_gate_kind_t gate; /* SOFTMAX: top_k = experts */
     cumoe_activation_t activation;
-    double swiglu_limit, swiglu_alpha; /* SWIGLU_CLAMPED */
-    double (*round)(double);           /* to the token type; NULL = nothing is rounded */
-    double (*round_scaled)(double);    /* of weight * hidden, a factor of the gradient of w_down; NULL alike */
-    int64_t tokens, live_tokens;       /* T, and how many of them are computed */
+    double swiglu_limit, swiglu_alpha, swiglu_offset; /* SWIGLU_CLAMPED */
+    double (*round)(double);                          /* to the token type; NULL = nothing is rounded */
+    double (*round_scaled)(double); /* of weight * hidden, a factor of the gradient of w_down; NULL alike */
+    int64_t tokens, live_tokens;    /* T, and how many of them are computed */
     int64_t hidden_size, intermediate_size, experts, top_k;
     int64_t groups, top_k_groups; /* HIERARCHICAL: G, K1 */
     bool renormalize;             /* SOFTMAX_TOPK, SIGMOID_TOPK */

@@ -39,10 +39,11 @@ static reference_activation_t gated(reference_activation_t glu, double up)
 }
 
 /* A clamp passes the gradient where its limit is met exactly. */
-static reference_activation_t swiglu_clamped(double up, double glu, double limit, double alpha)
+static reference_activation_t swiglu_clamped(const reference_input_t *in, double up, double glu)
 {
+    const double limit = in->swiglu_limit;
     const double u = up > limit ? limit : up < -limit ? -limit : up;
-    reference_activation_t a = gated(silu(glu > limit ? limit : glu, alpha), u + 1);
+    reference_activation_t a = gated(silu(glu > limit ? limit : glu, in->swiglu_alpha), u + in->swiglu_offset);
     if (fabs(up) > limit) a.dup = 0;
     if (glu > limit) a.dglu = 0;
     return a;
@@ -65,8 +66,10 @@ reference_activation_t reference_activation(const reference_input_t *in, double 
         return gated(silu(glu, 1), up);
     case CUMOE_ACTIVATION_GEGLU:
         return gated(gelu(glu), up);
+    case CUMOE_ACTIVATION_GEGLU_TANH:
+        return gated(gelu_tanh(glu), up);
     case CUMOE_ACTIVATION_SWIGLU_CLAMPED:
-        return swiglu_clamped(up, glu, in->swiglu_limit, in->swiglu_alpha);
+        return swiglu_clamped(in, up, glu);
     case CUMOE_ACTIVATION_IDENTITY:
         return (reference_activation_t){up, 1, 0};
     }

@@ -130,7 +130,7 @@ static inline bool has_up(const reference_input_t *in)
 static inline bool has_glu(const reference_input_t *in)
 {
     return in->activation == CUMOE_ACTIVATION_SWIGLU || in->activation == CUMOE_ACTIVATION_GEGLU ||
-           in->activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
+           in->activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED || in->activation == CUMOE_ACTIVATION_GEGLU_TANH;
 }
 
 /* As an array of the token type holds it. */

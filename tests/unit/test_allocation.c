@@ -101,6 +101,58 @@ Test(allocation, every_allocation_of_a_creation_may_fail)
     cr_expect_eq(allocation_live(), live, "destroying leaves something behind");
 }
 
+static cumoe_ep_t *the_ep[3];
+static cumoe_ep_plan_t *the_plan;
+
+static cumoe_status_t create_ep(void)
+{
+    return cumoe_ep_create_local(the_ep, the_handle, 3, 1);
+}
+
+static cumoe_status_t create_ep_of_one(void)
+{
+    return cumoe_ep_create_local(the_ep, the_handle, 1, 1);
+}
+
+static cumoe_status_t create_bounded_layer(void)
+{
+    cumoe_config_t config = small_config();
+    config.ep = the_ep[0];
+    config.exchange_capacity = 9;
+    return cumoe_layer_create(&the_layer, the_handle, &config);
+}
+
+static cumoe_status_t create_planned_layer(void)
+{
+    cumoe_config_t config = small_config();
+    config.ep = the_ep[0];
+    return cumoe_layer_create(&the_layer, the_handle, &config);
+}
+
+static cumoe_status_t create_plan(void)
+{
+    return cumoe_ep_plan_create(the_layer, &the_plan);
+}
+
+Test(allocation, every_allocation_between_ranks_may_fail)
+{
+    const long live = allocation_live();
+    cr_assert_eq(create_handle(), CUMOE_SUCCESS);
+    fail_each("group", create_ep, the_ep, sizeof the_ep);
+    for (int r = 0; r < 3; r++) cumoe_ep_destroy(the_ep[r]);
+    cr_assert_eq(create_ep_of_one(), CUMOE_SUCCESS);
+    the_layer = NULL;
+    fail_each("layer with a capacity", create_bounded_layer, &the_layer, sizeof the_layer);
+    cumoe_layer_destroy(the_layer);
+    fail_each("layer with plans", create_planned_layer, &the_layer, sizeof the_layer);
+    fail_each("plan", create_plan, &the_plan, sizeof the_plan);
+    cumoe_ep_plan_destroy(the_plan);
+    cumoe_layer_destroy(the_layer);
+    cumoe_ep_destroy(the_ep[0]);
+    cumoe_handle_destroy(the_handle);
+    cr_expect_eq(allocation_live(), live, "destroying leaves something behind");
+}
+
 /* After one call to warm up, forward, backward and everything else on the hot path allocate nothing of ours. */
 Test(allocation, calls_allocate_nothing)
 {

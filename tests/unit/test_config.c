@@ -28,7 +28,7 @@ Test(config, defaults)
     cr_expect(c.dtype == CUMOE_F32 || c.dtype == CUMOE_DTYPE_DEFAULT);
     cr_expect_eq(c.compute, CUMOE_COMPUTE_EXACT);
     cr_expect_eq(c.activation, CUMOE_ACTIVATION_RELU);
-    cr_expect(c.swiglu_limit == 7.0f && c.swiglu_alpha == 1.702f);
+    cr_expect(c.swiglu_limit == 7.0f && c.swiglu_alpha == 1.702f && c.swiglu_offset == 1.0f);
     cr_expect(c.expert_bias == 0 && c.recompute == 0);
     cr_expect_eq(c.gate, CUMOE_GATE_NOISY_TOPK);
     cr_expect(c.num_groups == 0 && c.top_k_groups == 0 && c.renormalize == 1);
@@ -145,13 +145,14 @@ static const bad_field_t BAD_FIELDS[] = {
     FIELD(compute, INT32, 99, "99", INVALID_ARGUMENT),
     FIELD(compute, INT32, CUMOE_COMPUTE_TF32, NULL, UNSUPPORTED_DEVICE),
     FIELD(activation, INT32, 99, "99", INVALID_ARGUMENT),
-    FIELD(activation, INT32, CUMOE_ACTIVATION_IDENTITY + 1, "9", INVALID_ARGUMENT),
+    FIELD(activation, INT32, CUMOE_NUM_ACTIVATIONS, "10", INVALID_ARGUMENT),
     FIELD(activation, INT32, -1, NULL, INVALID_ARGUMENT),
     FIELD(swiglu_limit, FLOAT, 0, "0", INVALID_ARGUMENT),
     FIELD(swiglu_limit, FLOAT, -7, "-7", INVALID_ARGUMENT),
     FIELD(swiglu_limit, FLOAT, (double)NAN, "nan", INVALID_ARGUMENT),
     FIELD(swiglu_limit, FLOAT, (double)INFINITY, "inf", INVALID_ARGUMENT),
     FIELD(swiglu_alpha, FLOAT, (double)NAN, "nan", INVALID_ARGUMENT),
+    FIELD(swiglu_offset, FLOAT, (double)INFINITY, "inf", INVALID_ARGUMENT),
     FIELD(expert_bias, INT32, -1, "-1", INVALID_ARGUMENT),
     FIELD(expert_bias, INT32, 2, "2", INVALID_ARGUMENT),
     FIELD(recompute, INT32, 2, "2", INVALID_ARGUMENT),
@@ -335,7 +336,7 @@ Test(config, every_type_and_activation)
 {
     report_t report = {0};
     for (int dtype = CUMOE_DTYPE_DEFAULT; dtype <= CUMOE_F16; dtype++)
-        for (int activation = 0; activation <= CUMOE_ACTIVATION_IDENTITY; activation++)
+        for (int activation = 0; activation < CUMOE_NUM_ACTIVATIONS; activation++)
             for (int32_t flags = 0; flags < 4; flags++) {
                 cumoe_config_t config = valid_config();
                 config.dtype = (cumoe_dtype_t)dtype;

@@ -31,7 +31,7 @@ static cumoe_cost_t cost_of(const cumoe_config_t *config, int64_t tokens, int64_
 static bool has_glu(const cumoe_config_t *c)
 {
     return c->activation == CUMOE_ACTIVATION_SWIGLU || c->activation == CUMOE_ACTIVATION_GEGLU ||
-           c->activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
+           c->activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED || c->activation == CUMOE_ACTIVATION_GEGLU_TANH;
 }
 
 static int token_size(const cumoe_config_t *c)

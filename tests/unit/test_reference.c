@@ -122,7 +122,7 @@ static void check_case(reference_input_t in, bool bias, uint64_t seed, report_t 
     fill_numbers(&random, &n, in.experts);
     const bool has_up = in.activation != CUMOE_ACTIVATION_IDENTITY;
     in.tokens = T, in.live_tokens = T - 1, in.hidden_size = H, in.intermediate_size = has_up ? I : H;
-    in.swiglu_limit = 0.75, in.swiglu_alpha = 1.5;
+    in.swiglu_limit = 0.75, in.swiglu_alpha = 1.5, in.swiglu_offset = 0.625;
     in.token_mask = n.mask, in.noise = n.noise, in.noise_primary = n.noise_primary, in.noise_epsilon = 0.01;
     in.x = n.x, in.dy = n.dy, in.index = n.index, in.index_weight = n.index_weight;
     in.w_gate = n.w_gate, in.w_noise = n.w_noise, in.w_down = n.w_down;
@@ -242,7 +242,7 @@ Test(reference, gradients_of_every_activation)
 {
     const uint64_t seed = random_seed("activations", 2);
     report_t report = {0};
-    for (int activation = 0; activation <= CUMOE_ACTIVATION_IDENTITY; activation++)
+    for (int activation = 0; activation < CUMOE_NUM_ACTIVATIONS; activation++)
         for (int bias = 0; bias < 2; bias++)
             for (int external = 0; external < 2; external++) {
                 char name[96];
@@ -276,6 +276,7 @@ Test(reference, activations_of_known_numbers)
         {CUMOE_ACTIVATION_GELU_TANH, 1, 0, 0.8411919906082768, 1.0829640838457826, 0},
         {CUMOE_ACTIVATION_SWIGLU, 2, 1, 1.4621171572600098, 0.7310585786300049, 1.8553410237429735},
         {CUMOE_ACTIVATION_GEGLU, 2, 1, 1.6826894921370859, 0.8413447460685429, 2.1666309411753730},
+        {CUMOE_ACTIVATION_GEGLU_TANH, 2, 1, 1.6823839812165536, 0.8411919906082768, 2.1659281676915652},
         {CUMOE_ACTIVATION_IDENTITY, -5, 0, -5, 1, 0},
         /* the limit 1 met exactly, passed above, passed below */
         {CUMOE_ACTIVATION_SWIGLU_CLAMPED, 1, 1, 1.4621171572600098, 0.7310585786300049, 1.8553410237429735},
@@ -284,7 +285,8 @@ Test(reference, activations_of_known_numbers)
         {CUMOE_ACTIVATION_SWIGLU_CLAMPED, 0, 1, 0.7310585786300049, 0.7310585786300049, 0.9276705118714867},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        const reference_input_t in = {.activation = known[i].activation, .swiglu_limit = 1, .swiglu_alpha = 1};
+        const reference_input_t in = {
+            .activation = known[i].activation, .swiglu_limit = 1, .swiglu_alpha = 1, .swiglu_offset = 1};
         const reference_activation_t a = reference_activation(&in, known[i].up, known[i].glu);
         cr_expect_float_eq(a.value, known[i].value, 2e-15, "value %d: %.17g", (int)i, a.value);
         cr_expect_float_eq(a.dup, known[i].dup, 2e-15, "dup %d: %.17g", (int)i, a.dup);
