@@ -1,7 +1,7 @@
 #!/bin/sh
-# mpi.sh MPIEXEC check PROGRAM N [ARGUMENT...]     cumoe-check on N processes; hashes as from threads
-# mpi.sh MPIEXEC failure PROGRAM WAY               3 processes, of which the last fails: the others are told
-# mpi.sh MPIEXEC run PROGRAM N [ARGUMENT...]       any program
+# mpi.sh MPIEXEC check THREADS PROCESSES N [OPTION...]   cumoe-check on N processes: hashes as from N threads
+# mpi.sh MPIEXEC kill PROGRAM R                          cumoe-check --kill R of 3 processes: the others are told
+# mpi.sh MPIEXEC failure PROGRAM WAY                     mpi_failures, of whose 3 processes the last fails
 set -eu
 mpiexec=$1 action=$2 program=$3 word=$4
 shift 4
@@ -16,19 +16,30 @@ export ASAN_OPTIONS=detect_leaks=0 # MPI libraries leak
 out=$(mktemp)
 trap 'rm -f "$out" "$out.threads"' EXIT
 
+demand() { # demand LINE...     each begins a line of the output
+    for line; do
+        grep -q "^$line" "$out" || { echo "there is no line: $line"; exit 1; }
+    done
+}
+
 case $action in
-run) "$mpiexec" -n "$word" "$program" "$@" ;;
 check)
-    "$mpiexec" -n "$word" "$program" --ranks mpi "$@" >"$out" || { cat "$out"; exit 1; }
-    "$program" --ranks "$word" --transport local "$@" >"$out.threads" || { cat "$out.threads"; exit 1; }
+    ranks=$1
+    shift
+    "$mpiexec" -n "$ranks" "$word" --ranks mpi "$@" >"$out" || { cat "$out"; exit 1; }
+    "$program" --ranks "$ranks" --transport local "$@" >"$out.threads" || { cat "$out.threads"; exit 1; }
     diff "$out.threads" "$out"
     tail -n 1 "$out"
     ;;
-failure)
-    "$mpiexec" -n 3 "$program" "$word" >"$out" 2>&1 || true # the status is that of the dead
+kill)
+    # The status of mpiexec hangs on the one that is dead.
+    "$mpiexec" -n 3 "$program" --ranks mpi --kill "$word" --timeout 2 >"$out" 2>&1 || true
     cat "$out"
-    for rank in 0 1; do
-        grep -q "^rank $rank has come to its end" "$out" || { echo "rank $rank has not come to its end"; exit 1; }
-    done
+    demand 'rank 0 is told after 2' 'rank 2 is told after 2' 'ok ' '1 cases, 0 failed'
+    ;;
+failure)
+    "$mpiexec" -n 3 "$program" "$word" >"$out" 2>&1 || true
+    cat "$out"
+    demand 'rank 0 has come to its end' 'rank 1 has come to its end'
     ;;
 esac
