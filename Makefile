@@ -43,10 +43,10 @@ bench: ## measure this machine: the layer against dense products of equal size (
 	@$(step) 'build the benchmark' cmake --build $(build) --target cumoe-perf-cpu -j $(JOBS)
 	@$(build)/perf/cumoe-perf-cpu $(ARGS)
 
-install: ## install library, headers, cumoe-cost, cumoe-check, CMake package and pkg-config file (PREFIX=/usr/local)
+install: ## install library, headers, cumoe-cost, cumoe-check, CMake package and pkg-config file (PREFIX=/usr/local); for MPI where one is found
 	@.ci/packages install
 	@cuda=$$(.ci/cuda install) && $(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF $(cuda)
-	@$(step) 'build library and programs' cmake --build $(build) --target cumoe cumoe_static cumoe-cost cumoe-check -j $(JOBS)
+	@$(step) 'build library and programs' cmake --build $(build) --target cumoe_to_install -j $(JOBS)
 	@$(step) 'install' cmake --install $(build) --prefix '$(PREFIX)'
 	@if [ "$$(id -u)" = 0 ] && [ -z "$$DESTDIR" ]; then ldconfig; fi
 	@echo "installed below $(DESTDIR)$(PREFIX)"
