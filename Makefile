@@ -37,13 +37,13 @@ test: ## build everything and run all tests
 	@sed -n '/tests passed/,$$p' build/logs/test.log
 	@sed -n 's/^-- *CUDA backend */CUDA backend: /p' build/logs/configure.log
 
-bench: ## measure this machine: the layer against dense products of equal size (ARGS="--help")
+bench: ## measure this machine: the layer beside dense products, loops and PyTorch (ARGS="layer --help": cumoe-perf alone)
 	@.ci/packages bench
 	@cuda=$$(.ci/cuda bench) && $(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF $(cuda)
-	@$(step) 'build the benchmark' cmake --build $(build) --target cumoe-perf-cpu -j $(JOBS)
-	@$(build)/perf/cumoe-perf-cpu $(ARGS)
+	@$(step) 'build the benchmark' cmake --build $(build) --target cumoe-perf -j $(JOBS)
+	@$(if $(ARGS),$(build)/perf/cumoe-perf $(ARGS),perf/bench.sh $(build) build/bench)
 
-install: ## install library, headers, cumoe-cost, cumoe-check, CMake package and pkg-config file (PREFIX=/usr/local); for MPI where one is found
+install: ## install library, headers, cumoe-cost, cumoe-perf, cumoe-check, CMake package and pkg-config file (PREFIX=/usr/local)
 	@.ci/packages install
 	@cuda=$$(.ci/cuda install) && $(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF $(cuda)
 	@$(step) 'build library and programs' cmake --build $(build) --target cumoe_to_install -j $(JOBS)

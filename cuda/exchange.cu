@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) dispatch_mark_kernel(Dispatch d, int
     const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
     for (int64_t slot = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; slot < slots; slot += step) {
         int32_t rank = is_live(d, slot) ? find_row(d, slot).rank : -1;
-        for (int64_t before = slot - slot % d.top_k; rank >= 0 && before < slot; before++)
+        for (int64_t before = slot - 1; rank >= 0 && before >= slot - slot % d.top_k; before--)
             if (find_row(d, before).rank == rank) rank = -1; // another slot stands for the token there
         d.args.slot_rank[slot] = rank;
     }
@@ -93,8 +93,8 @@ __device__ __forceinline__ void pack_slot(const Dispatch &d, int64_t slot)
     }
     const int32_t expert = d.owners.first_expert(sent.rank);
     const int64_t at = begin_of(d, sent.rank, a.rows.offset[expert]) + sent.row;
-    int64_t first = slot - slot % d.top_k; // the slot that stands for the token with this rank
-    while (a.slot_rank[first] != sent.rank) first++;
+    int64_t first = slot; // the one that stands for the token with this rank
+    while (a.slot_rank[first] != sent.rank) first--;
     const int32_t sorted = a.parcels.offset[sent.rank], number = a.parcels.slot_row[first] - sorted;
     a.rows.slot_row[slot] = static_cast<int32_t>(at);
     a.expert[at] = a.routing.expert[slot] - expert;

@@ -123,15 +123,16 @@ static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_backward_args_
                                          .x = side.x,
                                          .x_stride = side.x_stride,
                                          .dz = l->backward.dz,
-                                         .drows = a->dx ? l->backward.drows : NULL,
+                                         .drows = a->dx || traffic ? l->backward.drows : NULL,
                                          .gradients = a->gradients,
                                          .gradient_mode = a->gradient_mode,
                                          .workspace = l->stage,
                                          .workspace_size = l->stage_size};
     CUMOE_TRY(ops->up_backward(&layer->experts, &up, stream));
 
+    if (traffic)
+        CUMOE_TRY(cumoe__exchange_return(layer, l->backward.drows, l, traffic, stream)); /* others want dx */
     if (!a->dx) return CUMOE_SUCCESS;
-    if (traffic) CUMOE_TRY(cumoe__exchange_return(layer, l->backward.drows, l, traffic, stream));
     const cumoe_permute_backward_args_t permute = {.struct_size = sizeof permute,
                                                    .num_tokens = T,
                                                    .routing = l->routing,
@@ -160,7 +161,7 @@ cumoe_status_t cumoe_layer_backward(const cumoe_layer_t *layer, const cumoe_back
 
     cumoe_traffic_t bounded;
     const cumoe_traffic_t *traffic;
-    CUMOE_TRY(cumoe__exchange_traffic(function, layer, a.plan, a.num_tokens, &bounded, &traffic));
+    CUMOE_TRY(cumoe__exchange_traffic(function, layer, a.plan, a.routing, a.num_tokens, &bounded, &traffic));
     CUMOE_TRY(check_buffers(layer, &a, traffic));
     const cumoe_memory_t memory = {a.workspace, a.saved, a.routing};
     const cumoe_layout_t layout = cumoe__layout(layer, CUMOE_PASS_BACKWARD, a.num_tokens, traffic, memory);

@@ -44,7 +44,8 @@ struct cumoe_ep {
     double timeout; /* seconds */
 };
 
-#define CUMOE_EP_MAX_RANKS 1024
+#define CUMOE_EP_MAX_RANKS   1024
+#define CUMOE_EP_MAX_TIMEOUT 1e9
 
 /* parallel.c: 0 becomes the default. */
 cumoe_status_t cumoe__check_timeout(const char *function, double *timeout);

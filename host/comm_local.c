@@ -9,7 +9,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { PIECE = 32768 }; /* bytes of an array that are summed at a time */
+enum { PIECE = 1 << 18 }; /* bytes of an array that are summed at a time */
 
 typedef enum call_kind { CALL_EXCHANGE, CALL_SUM } call_kind_t;
 
@@ -29,8 +29,10 @@ typedef struct group {
     bool left; /* somebody has: who waits for all waits in vain */
     char reason[160];
     bool *here;   /* [W] has arrived at this meeting */
+    bool *inside; /* [W] is in a call */
     call_t *call; /* [W] what a rank calls */
     char *piece;  /* [W, PIECE] */
+    char *total;  /* [W, PIECE] */
 } group_t;
 
 typedef struct member {
@@ -77,7 +79,8 @@ static cumoe_status_t meet(const member_t *member)
         pthread_cond_broadcast(&group->moved);
     }
     while (group->meeting == meeting && !group->broken && !group->left) {
-        if (pthread_cond_timedwait(&group->moved, &group->lock, &deadline) == 0) continue;
+        const bool in_time = pthread_cond_timedwait(&group->moved, &group->lock, &deadline) == 0;
+        if (in_time || group->meeting != meeting || group->broken || group->left) continue;
         int32_t late = 0;
         while (group->here[late]) late++;
         break_group(group, "rank %d did not come in time", late);
@@ -151,10 +154,9 @@ static cumoe_status_t fetch(const member_t *member, int32_t r, const cumoe_trans
     return CUMOE_SUCCESS;
 }
 
-static cumoe_status_t local_exchange(void *comm, const cumoe_transfer_t *transfers, int count,
-                                     cumoe_stream_t stream)
+static cumoe_status_t exchange(const member_t *member, const cumoe_transfer_t *transfers, int count,
+                               cumoe_stream_t stream)
 {
-    const member_t *member = comm;
     CUMOE_TRY(synchronize(&member->ep, stream));
     CUMOE_TRY(show(member, CALL_EXCHANGE, transfers, count));
     int32_t differs = -1;
@@ -192,7 +194,7 @@ static cumoe_status_t sum_piece(const member_t *member, char *data, size_t size,
 {
     const cumoe_handle_t *handle = member->ep.handle;
     char *pieces = member->group->piece;
-    _Alignas(16) char total[PIECE];
+    char *total = member->group->total + (size_t)member->ep.rank * PIECE;
     CUMOE_TRY(handle->ops->memory_copy(handle->device, pieces + (size_t)member->ep.rank * PIECE, data, size,
                                        CUMOE_COPY_TO_HOST, stream));
     CUMOE_TRY(synchronize(&member->ep, stream));
@@ -216,9 +218,8 @@ static bool same_sums(const call_t *call, const cumoe_sum_t *sums, int count)
     return true;
 }
 
-static cumoe_status_t local_sum(void *comm, const cumoe_sum_t *sums, int count, cumoe_stream_t stream)
+static cumoe_status_t sum(const member_t *member, const cumoe_sum_t *sums, int count, cumoe_stream_t stream)
 {
-    const member_t *member = comm;
     CUMOE_TRY(show(member, CALL_SUM, sums, count));
     int32_t differs = -1;
     for (int32_t r = 0; r < member->group->num_ranks; r++)
@@ -231,6 +232,43 @@ static cumoe_status_t local_sum(void *comm, const cumoe_sum_t *sums, int count, 
                                 sums[i].dtype, stream));
     }
     return CUMOE_SUCCESS;
+}
+
+/* One call of a rank at a time: two of them would be taken for two ranks. */
+static cumoe_status_t enter(const member_t *member)
+{
+    group_t *group = member->group;
+    pthread_mutex_lock(&group->lock);
+    const bool alone = !group->inside[member->ep.rank];
+    group->inside[member->ep.rank] = true;
+    if (!alone) break_group(group, "rank %d makes two calls at once", member->ep.rank);
+    pthread_mutex_unlock(&group->lock);
+    CUMOE_REQUIRE(alone, COMM_ERROR, "cumoe: rank %d of a local group of %d: %s", member->ep.rank, group->num_ranks,
+                  group->reason);
+    return CUMOE_SUCCESS;
+}
+
+static cumoe_status_t leave(const member_t *member, cumoe_status_t status)
+{
+    pthread_mutex_lock(&member->group->lock);
+    member->group->inside[member->ep.rank] = false;
+    pthread_mutex_unlock(&member->group->lock);
+    return status;
+}
+
+static cumoe_status_t local_exchange(void *comm, const cumoe_transfer_t *transfers, int count,
+                                     cumoe_stream_t stream)
+{
+    const member_t *member = comm;
+    CUMOE_TRY(enter(member));
+    return leave(member, exchange(member, transfers, count, stream));
+}
+
+static cumoe_status_t local_sum(void *comm, const cumoe_sum_t *sums, int count, cumoe_stream_t stream)
+{
+    const member_t *member = comm;
+    CUMOE_TRY(enter(member));
+    return leave(member, sum(member, sums, count, stream));
 }
 
 /* Whatever waits for others does so inside of a call. */
@@ -261,7 +299,9 @@ static void free_group(group_t *group)
     pthread_mutex_destroy(&group->lock);
     free(group->here);
     free(group->call);
+    free(group->inside);
     free(group->piece);
+    free(group->total);
     free(group);
 }
 
@@ -299,8 +339,10 @@ static group_t *make_group(int32_t num_ranks)
     group->num_ranks = group->members = num_ranks;
     group->here = calloc(W, sizeof *group->here);
     group->call = calloc(W, sizeof *group->call);
+    group->inside = calloc(W, sizeof *group->inside);
     group->piece = malloc(W * PIECE);
-    if (group->here && group->call && group->piece) return group;
+    group->total = malloc(W * PIECE);
+    if (group->here && group->call && group->inside && group->piece && group->total) return group;
     free_group(group);
     return NULL;
 }

@@ -29,6 +29,7 @@ typedef struct member {
     cumoe_ep_t ep;
     cumoe_transport_t transport;
     atomic_int state;
+    atomic_bool inside;            /* a call */
     char reason[512];              /* of FAILED */
     call_t *mine, *needed, *their; /* [W] what this rank tells the others, is to hear from them, and hears */
     cumoe_message_t *messages, *staged;
@@ -60,13 +61,32 @@ static cumoe_status_t check_state(member_t *m)
     return state == ABORTED ? fail(m, "it has aborted") : CUMOE_SUCCESS;
 }
 
+static void transport_abort(void *comm)
+{
+    member_t *m = comm;
+    int good = GOOD;
+    atomic_compare_exchange_strong(&m->state, &good, ABORTED);
+    m->transport.abort(m->transport.context);
+}
+
+/* One call of a rank at a time. */
+static cumoe_status_t begin_call(member_t *m)
+{
+    CUMOE_TRY(check_state(m));
+    if (!atomic_exchange(&m->inside, true)) return CUMOE_SUCCESS;
+    transport_abort(m);
+    return fail(m, "it makes two calls at once");
+}
+
 /* Whatever went wrong in a call, the group is of no more use. */
 static cumoe_status_t end_call(member_t *m, cumoe_status_t status)
 {
-    if (status == CUMOE_SUCCESS) return status;
-    snprintf(m->reason, sizeof m->reason, "%s", cumoe_last_error());
-    atomic_store(&m->state, FAILED);
-    m->transport.abort(m->transport.context);
+    if (status != CUMOE_SUCCESS) {
+        snprintf(m->reason, sizeof m->reason, "%s", cumoe_last_error());
+        atomic_store(&m->state, FAILED);
+        m->transport.abort(m->transport.context);
+    }
+    atomic_store(&m->inside, false);
     return status;
 }
 
@@ -192,7 +212,7 @@ static cumoe_status_t exchange(member_t *m, const cumoe_transfer_t *transfers, i
 static cumoe_status_t transport_exchange(void *comm, const cumoe_transfer_t *transfers, int count,
                                          cumoe_stream_t stream)
 {
-    CUMOE_TRY(check_state(comm));
+    CUMOE_TRY(begin_call(comm));
     return end_call(comm, exchange(comm, transfers, count, stream));
 }
 
@@ -300,7 +320,7 @@ static cumoe_status_t sum(member_t *m, const cumoe_sum_t *sums, int count, cumoe
 
 static cumoe_status_t transport_sum(void *comm, const cumoe_sum_t *sums, int count, cumoe_stream_t stream)
 {
-    CUMOE_TRY(check_state(comm));
+    CUMOE_TRY(begin_call(comm));
     return end_call(comm, sum(comm, sums, count, stream));
 }
 
@@ -312,14 +332,6 @@ static cumoe_status_t transport_wait(void *comm, cumoe_stream_t stream, double t
     (void)timeout;
     CUMOE_TRY(check_state(comm));
     return synchronize(comm, stream);
-}
-
-static void transport_abort(void *comm)
-{
-    member_t *m = comm;
-    int good = GOOD;
-    atomic_compare_exchange_strong(&m->state, &good, ABORTED);
-    m->transport.abort(m->transport.context);
 }
 
 static void free_member(member_t *m)

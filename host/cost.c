@@ -24,6 +24,7 @@ typedef struct facts {
 static facts_t facts_of(const cumoe_config_t *c, int64_t num_tokens, int32_t num_ranks)
 {
     const int64_t E = c->num_experts, H = c->hidden_size, Z = cumoe__z_width(c);
+    const int64_t together = cumoe__experts_together(c);
     const bool linear = cumoe__is_linear(c->activation), learned = c->gate != CUMOE_GATE_EXTERNAL;
     facts_t f = {.config = c,
                  .E = E,
@@ -37,7 +38,7 @@ static facts_t facts_of(const cumoe_config_t *c, int64_t num_tokens, int32_t num
                  .rows = num_tokens * c->top_k,
                  .token = (int64_t)cumoe__dtype_size(c->dtype),
                  .gate = (int64_t)cumoe__dtype_size(cumoe__gate_dtype(c)),
-                 .local = (E - 1) / num_ranks + 1};
+                 .local = ((E / together - 1) / num_ranks + 1) * together};
     f.gate_values = f.gate_matrices * H * (E + c->num_groups) + (c->gate == CUMOE_GATE_BALANCED ? E : 0);
     f.selection_bias = c->gate == CUMOE_GATE_SIGMOID_TOPK ? E : 0;
     return f;

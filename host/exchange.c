@@ -15,8 +15,8 @@ static cumoe_status_t exchange(const cumoe_layer_t *layer, const cumoe_transfer_
 }
 
 cumoe_status_t cumoe__exchange_traffic(const char *function, const cumoe_layer_t *layer,
-                                       const cumoe_ep_plan_t *plan, int64_t num_tokens, cumoe_traffic_t *bounded,
-                                       const cumoe_traffic_t **traffic)
+                                       const cumoe_ep_plan_t *plan, const void *routing, int64_t num_tokens,
+                                       cumoe_traffic_t *bounded, const cumoe_traffic_t **traffic)
 {
     const cumoe_config_t *config = &layer->context.config;
     const int64_t W = layer->context.ranks.count, C = config->exchange_capacity;
@@ -36,10 +36,15 @@ cumoe_status_t cumoe__exchange_traffic(const char *function, const cumoe_layer_t
         plan, INVALID_ARGUMENT,
         "%s: plan = NULL, but with ranks and config.exchange_capacity = 0 it must come from cumoe_ep_plan()",
         function);
-    CUMOE_REQUIRE(plan->layer == layer && plan->num_tokens == num_tokens, INVALID_ARGUMENT,
-                  "%s: plan is for %lld tokens of layer %p, but the call has %lld tokens of layer %p", function,
-                  (long long)plan->num_tokens, (const void *)plan->layer, (long long)num_tokens,
-                  (const void *)layer);
+    CUMOE_REQUIRE(plan->num_tokens >= 0, INVALID_ARGUMENT,
+                  "%s: plan = %p, but cumoe_ep_plan() has not made it yet, or failed", function,
+                  (const void *)plan);
+    CUMOE_REQUIRE(
+        plan->layer == layer && plan->num_tokens == num_tokens && plan->routing == routing, INVALID_ARGUMENT,
+        "%s: plan is for %lld tokens, layer %p and routing %p, but the call has %lld, %p and %p: each call in "
+        "flight has a plan of its own",
+        function, (long long)plan->num_tokens, (const void *)plan->layer, plan->routing, (long long)num_tokens,
+        (const void *)layer, routing);
     *traffic = &plan->traffic;
     return CUMOE_SUCCESS;
 }
@@ -79,7 +84,7 @@ cumoe_status_t cumoe__exchange_gate(const cumoe_layer_t *layer, const cumoe_gate
     const cumoe_context_t *context = &layer->context;
     const cumoe_ep_t *ep = context->config.ep;
     CUMOE_TRY(ops->gate(context, gate, stream));
-    if (ep) {
+    if (context->ranks.count > 1) {
         cumoe_sum_t sums[CUMOE_GATE_MAX_SUMS];
         const int count = ops->gate_sums(context, gate, sums);
         CUMOE_TRY(ep->ops->sum(ep->comm, sums, count, stream));

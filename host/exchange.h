@@ -13,7 +13,8 @@ struct cumoe_traffic {
 
 struct cumoe_ep_plan {
     const cumoe_layer_t *layer;
-    int64_t num_tokens; /* -1 = nothing planned yet */
+    int64_t num_tokens;  /* -1 = nothing planned yet */
+    const void *routing; /* the buffer that it was planned into */
     cumoe_traffic_t traffic;
     int32_t *count;  /* [2, W, 2] sent and received, rows and tokens */
     int64_t *blocks; /* [8, W] of traffic */
@@ -28,10 +29,11 @@ typedef struct cumoe_side {
     int64_t x_stride;
 } cumoe_side_t;
 
-/* The traffic of a call, in BOUNDED or of the plan; NULL without ranks. plan is what the caller named. */
+/* The traffic of a call, in BOUNDED or of the plan; NULL without ranks. plan and routing are what the caller
+ * named. */
 cumoe_status_t cumoe__exchange_traffic(const char *function, const cumoe_layer_t *layer,
-                                       const cumoe_ep_plan_t *plan, int64_t num_tokens, cumoe_traffic_t *bounded,
-                                       const cumoe_traffic_t **traffic);
+                                       const cumoe_ep_plan_t *plan, const void *routing, int64_t num_tokens,
+                                       cumoe_traffic_t *bounded, const cumoe_traffic_t **traffic);
 
 /* From the gate to rows by expert and tokens by rank. */
 cumoe_status_t cumoe__exchange_gate(const cumoe_layer_t *layer, const cumoe_gate_args_t *gate,

@@ -96,7 +96,7 @@ static cumoe_gate_args_t gate_args(const cumoe_forward_args_t *a, const cumoe_we
         .importance = a->importance,
         .load = a->load,
         .batch_threshold = a->batch_threshold,
-        .losses = a->losses,
+        .losses = a->losses ? a->losses : layout->exchange.losses,
         .statistics = a->statistics,
         .workspace = layout->stage,
         .workspace_size = layout->stage_size,
@@ -194,7 +194,7 @@ cumoe_status_t cumoe_layer_forward(const cumoe_layer_t *layer, const cumoe_forwa
     cumoe_traffic_t bounded;
     const cumoe_traffic_t *traffic;
     CUMOE_TRY(read_args(function, layer, args, stream, &a, &weights));
-    CUMOE_TRY(cumoe__exchange_traffic(function, layer, a.plan, a.num_tokens, &bounded, &traffic));
+    CUMOE_TRY(cumoe__exchange_traffic(function, layer, a.plan, a.routing, a.num_tokens, &bounded, &traffic));
     const cumoe_pass_t pass = a.saved ? CUMOE_PASS_FORWARD : CUMOE_PASS_INFERENCE;
     CUMOE_TRY(check_buffers(function, layer, pass, &a, traffic));
     const cumoe_memory_t memory = {a.workspace, a.saved, a.routing};
@@ -218,6 +218,7 @@ cumoe_status_t cumoe_ep_plan(const cumoe_layer_t *layer, const cumoe_forward_arg
     plan->num_tokens = -1;
     CUMOE_TRY(route(layer, &a, &weights, &layout, stream));
     CUMOE_TRY(cumoe__exchange_counts(layer, a.num_tokens, &layout, plan, stream));
+    plan->routing = a.routing;
     *sizes = cumoe__exchange_sizes(plan);
     return CUMOE_SUCCESS;
 }

@@ -111,7 +111,7 @@ cumoe_status_t cumoe_layer_buffer_sizes(const cumoe_layer_t *layer, int64_t num_
     cumoe_traffic_t bounded;
     const cumoe_traffic_t *traffic = NULL;
     const bool planned = cumoe__is_planned(&layer->context.config);
-    if (!planned) CUMOE_TRY(cumoe__exchange_traffic(function, layer, NULL, num_tokens, &bounded, &traffic));
+    if (!planned) CUMOE_TRY(cumoe__exchange_traffic(function, layer, NULL, NULL, num_tokens, &bounded, &traffic));
     const cumoe_pass_t last = planned ? CUMOE_PASS_PLAN : saved_size ? CUMOE_PASS_BACKWARD : CUMOE_PASS_INFERENCE;
     size_t workspace = 0, saved = 0;
     for (cumoe_pass_t pass = planned ? CUMOE_PASS_PLAN : CUMOE_PASS_INFERENCE; pass <= last; pass++) {

@@ -53,6 +53,7 @@ static void place_routing(cumoe_arena_t *arena, const cumoe_layer_t *layer, int6
         exchange->parcels = place_rows(arena, layer, &layer->parcels.config, T);
         exchange->sent = cumoe__take(arena, 2 * W * sizeof(int32_t));
         exchange->received = cumoe__take(arena, 2 * W * sizeof(int32_t));
+        exchange->losses = cumoe__take(arena, CUMOE_NUM_LOSSES * gate);
     }
 }
 

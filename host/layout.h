@@ -15,6 +15,7 @@ typedef struct cumoe_exchange_layout {
     int32_t *slot_rank;       /* [S] */
     cumoe_rows_t parcels;     /* by rank, of tokens */
     int32_t *sent, *received; /* [W, 2] rows and tokens */
+    void *losses;             /* [CUMOE_NUM_LOSSES] gate type, where this rank does not ask for them */
 
     /* As the rows of a layer without ranks: in saved when there is one. */
     int32_t *sent_token; /* [P'] */

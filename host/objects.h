@@ -54,7 +54,7 @@ cumoe_status_t cumoe__check_index(const char *function, const cumoe_layer_t *lay
                                   cumoe_dtype_t *weight);
 cumoe_status_t cumoe__check_batch_threshold(const char *function, const cumoe_layer_t *layer, const void *threshold,
                                             int32_t training);
-/* ranges[0] is workspace, ranges[1] saved: neither may share a byte with another range. */
+/* ranges[0] is workspace, [1] saved, [2] routing: none may share a byte with another range. */
 cumoe_status_t cumoe__check_buffers_apart(const char *function, const cumoe_range_t *ranges, size_t count);
 bool cumoe__overlap(const void *a, int64_t a_stride, const void *b, int64_t b_stride, int64_t rows, int64_t width,
                     size_t element);

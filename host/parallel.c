@@ -2,14 +2,13 @@
 #include "host/comm.h"
 #include "host/kinds.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 cumoe_status_t cumoe__check_timeout(const char *function, double *timeout)
 {
-    CUMOE_REQUIRE(isfinite(*timeout) && *timeout >= 0, INVALID_ARGUMENT,
-                  "%s: timeout = %g, but must be finite and >= 0 seconds (0 = %g)", function, *timeout,
+    CUMOE_REQUIRE(*timeout >= 0 && *timeout <= CUMOE_EP_MAX_TIMEOUT, INVALID_ARGUMENT,
+                  "%s: timeout = %g, but must be 0..1e9 seconds (0 = %g)", function, *timeout,
                   CUMOE_EP_DEFAULT_TIMEOUT);
     if (*timeout == 0) *timeout = CUMOE_EP_DEFAULT_TIMEOUT;
     return CUMOE_SUCCESS;
@@ -28,7 +27,7 @@ void cumoe_ep_abort(cumoe_ep_t *ep)
 cumoe_status_t cumoe_ep_wait(const cumoe_ep_t *ep, cumoe_stream_t stream, double timeout)
 {
     const char *function = "cumoe_ep_wait";
-    CUMOE_REQUIRE(ep, INVALID_ARGUMENT, "%s: ep = NULL, but must come from cumoe_ep_create()", function);
+    CUMOE_REQUIRE(ep, INVALID_ARGUMENT, "%s: ep = NULL, but must be a group of ranks", function);
     if (timeout == 0) timeout = ep->timeout;
     CUMOE_TRY(cumoe__check_timeout(function, &timeout));
     CUMOE_TRY(cumoe__check_stream(function, ep->handle, stream));
@@ -86,9 +85,10 @@ static cumoe_status_t exchange_configs(const cumoe_ep_t *ep, const cumoe_config_
                                        .received = {rank, one}};
     CUMOE_TRY(ops->memory_copy(ep->handle->device, device + W, config, sizeof *config, CUMOE_COPY_TO_DEVICE, NULL));
     CUMOE_TRY(ep->ops->exchange(ep->comm, &transfer, 1, NULL));
+    CUMOE_TRY(ep->ops->wait(ep->comm, NULL, ep->timeout)); /* first: a copy to the host may wait without an end */
     CUMOE_TRY(
         ops->memory_copy(ep->handle->device, host, device, (size_t)W * sizeof *config, CUMOE_COPY_TO_HOST, NULL));
-    return ep->ops->wait(ep->comm, NULL, ep->timeout);
+    return ops->stream_synchronize(ep->handle->device, NULL);
 }
 
 cumoe_status_t cumoe__ep_agree(const char *function, const cumoe_config_t *config)
@@ -146,13 +146,14 @@ cumoe_status_t cumoe_ep_sum(const cumoe_ep_t *ep, void *data, int64_t count, cum
                             cumoe_stream_t stream)
 {
     const char *function = "cumoe_ep_sum";
-    CUMOE_REQUIRE(ep, INVALID_ARGUMENT, "%s: ep = NULL, but must come from cumoe_ep_create()", function);
-    CUMOE_REQUIRE(count >= 0, INVALID_ARGUMENT, "%s: count = %lld, but must be >= 0", function, (long long)count);
+    CUMOE_REQUIRE(ep, INVALID_ARGUMENT, "%s: ep = NULL, but must be a group of ranks", function);
+    CUMOE_REQUIRE(count >= 0 && count <= (int64_t)1 << 58, INVALID_ARGUMENT,
+                  "%s: count = %lld, but must be 0..2^58", function, (long long)count);
     CUMOE_REQUIRE(dtype == CUMOE_I32 || dtype == CUMOE_I64 || dtype == CUMOE_F32 || dtype == CUMOE_F64,
                   INVALID_ARGUMENT, "%s: dtype = %d, but must be F64 (1), F32 (2), I32 (5) or I64 (6)", function,
                   (int)dtype);
     CUMOE_TRY(cumoe__check_array(function, "data", data, cumoe__dtype_size(dtype), count > 0));
     CUMOE_TRY(cumoe__check_stream(function, ep->handle, stream));
-    const cumoe_sum_t sum = {data, count, dtype};
+    const cumoe_sum_t sum = {count > 0 ? data : NULL, count, dtype};
     return ep->ops->sum(ep->comm, &sum, 1, stream);
 }

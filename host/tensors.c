@@ -8,10 +8,12 @@ cumoe_status_t cumoe__check_tokens(const char *function, const cumoe_layer_t *la
     CUMOE_REQUIRE(num_tokens >= 0, INVALID_ARGUMENT, "%s: num_tokens = %lld, but must be >= 0", function,
                   (long long)num_tokens);
     /* F64: the fixed-point sums stay below 2^62. */
-    const int32_t most = config->dtype == CUMOE_F64 ? (1 << 22) : INT32_MAX;
+    const int32_t ranks = layer->context.ranks.count;
+    const int32_t most = (config->dtype == CUMOE_F64 ? (1 << 22) : INT32_MAX) / ranks;
     CUMOE_REQUIRE(num_tokens <= most / config->top_k, INVALID_ARGUMENT,
-                  "%s: num_tokens = %lld, but num_tokens * %d experts per token must be at most %d%s", function,
-                  (long long)num_tokens, config->top_k, most, config->dtype == CUMOE_F64 ? " (2^22, F64)" : "");
+                  "%s: num_tokens = %lld, but num_tokens * %d experts per token must be at most %d%s%s", function,
+                  (long long)num_tokens, config->top_k, most, config->dtype == CUMOE_F64 ? " (2^22, F64)" : "",
+                  ranks > 1 ? " by the number of ranks" : "");
     CUMOE_REQUIRE(
         cumoe__max_slots(config, num_tokens) <= most, INVALID_ARGUMENT,
         "%s: num_tokens = %lld, but the rows that this may give (cumoe_layer_max_rows()) and num_tokens together "
@@ -80,7 +82,7 @@ static bool ranges_overlap(const cumoe_range_t *a, const cumoe_range_t *b)
 
 cumoe_status_t cumoe__check_buffers_apart(const char *function, const cumoe_range_t *ranges, size_t count)
 {
-    for (size_t i = 0; i < 2; i++) /* workspace and saved, against all others */
+    for (size_t i = 0; i < 3; i++) /* workspace, saved and routing, against all others */
         for (size_t j = i + 1; j < count; j++)
             CUMOE_REQUIRE(!ranges_overlap(&ranges[i], &ranges[j]), INVALID_ARGUMENT,
                           "%s: %s = %p (%zu bytes) overlaps %s = %p (%zu bytes), but they may share no byte",

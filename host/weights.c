@@ -159,6 +159,7 @@ cumoe_status_t cumoe__weights_read(const char *function, const char *name, const
     if (ours->gate_dtype == CUMOE_DTYPE_DEFAULT) ours->gate_dtype = cumoe__gate_dtype(config);
     CUMOE_TRY(check_dtypes(function, name, config, role, ours));
     CUMOE_TRY(resolve_strides(function, name, &layer->context, role != CUMOE_ROLE_WEIGHTS, ours));
+    const bool anywhere = role == CUMOE_ROLE_WEIGHTS && layer->handle->backend == CUMOE_BACKEND_CPU;
     const bool complete = role == CUMOE_ROLE_WEIGHTS || role == CUMOE_ROLE_TRAINED_WEIGHTS;
     array_t arrays[NUM_ARRAYS];
     list_arrays(&layer->context, ours->glu, arrays);
@@ -166,10 +167,12 @@ cumoe_status_t cumoe__weights_read(const char *function, const char *name, const
         const void *pointer = *pointer_of(ours, &arrays[i]);
         CUMOE_REQUIRE(!pointer || !arrays[i].absent, INVALID_ARGUMENT, "%s: %s.%s = %p, but must be NULL: %s",
                       function, name, arrays[i].name, pointer, arrays[i].absent);
-        if (pointer ? (uintptr_t)pointer % 16 == 0 : !complete || arrays[i].absent || arrays[i].optional) continue;
+        const size_t alignment = anywhere && arrays[i].of_experts ? cumoe__dtype_size(ours->dtype) : 16;
+        if (pointer ? (uintptr_t)pointer % alignment == 0 : !complete || arrays[i].absent || arrays[i].optional)
+            continue;
         char full_name[64];
         snprintf(full_name, sizeof full_name, "%s.%s", name, arrays[i].name);
-        return cumoe__check_array(function, full_name, pointer, 16, true);
+        return cumoe__check_array(function, full_name, pointer, alignment, true);
     }
     return CUMOE_SUCCESS;
 }

@@ -13,6 +13,8 @@ typedef struct option {
     int *choice;              /* the index of one of words, which NULL ends */
     int *flag;                /* 1 */
     const char **string;      /* anything */
+    int *count;               /* number and choice are arrays that take a list, a,b,c, and this its length */
+    int most;                 /* the longest list */
     int min, max;             /* of number */
     const char *const *words; /* of choice */
 } option_t;
@@ -26,6 +28,9 @@ typedef struct program {
 
 /* Ends the program after --help, and with command_line_fail() where something is wrong. */
 void command_line_read(const program_t *program, int argc, char **argv);
+
+/* The index of a word; ends the program if there is none, with what is near it. what: "--shape" */
+int command_line_find(const program_t *program, const char *what, const char *word, const char *const *words);
 
 /* A sentence on stderr, and status 2. value may be NULL. */
 _Noreturn void command_line_fail(const program_t *program, const char *option, const char *value, const char *rule);

@@ -9,13 +9,12 @@
 
 /* What a report is about. */
 typedef struct subject {
-    const char *model; /* NULL = sizes given by hand */
+    const char *shape; /* NULL = sizes given by hand */
     cumoe_config_t config;
     int tokens, timesteps, ranks;
     cumoe_cost_t cost;
 } subject_t;
 
-void cost_models(void); /* the Markdown table of --list */
 void cost_table(const subject_t *subject);
 void cost_json(const subject_t *subject, FILE *file);
 

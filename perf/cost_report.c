@@ -3,18 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-void cost_models(void)
-{
-    puts("One layer, its routed experts; shared experts and biases of gates are left out.\n\n"
-         "| model | H | I | E | K | activation | gate | biases |\n"
-         "|---|---:|---:|---:|---:|---|---|---|");
-    for (int i = 0; i < MODELS; i++) {
-        const model_t *m = &models[i];
-        printf("| %s | %d | %d | %d | %d | %s | %s | %s |\n", m->name, m->hidden, m->intermediate, m->experts,
-               m->top_k, activation_words[m->activation], gate_words[m->gate], m->bias ? "yes" : "no");
-    }
-}
-
 typedef struct figure {
     const char *key, *text, *unit;
     double value;
@@ -70,8 +58,8 @@ void cost_table(const subject_t *s)
     const cumoe_config_t *c = &s->config;
     figure_t figures[FIGURES];
     list_figures(&s->cost, figures);
-    printf("%s%sH = %d, I = %d, E = %d, K = %d, %s, %s gate, %s%s%s\n", s->model ? s->model : "",
-           s->model ? ": " : "", c->hidden_size, c->intermediate_size, c->num_experts, c->top_k,
+    printf("%s%sH = %d, I = %d, E = %d, K = %d, %s, %s gate, %s%s%s\n", s->shape ? s->shape : "",
+           s->shape ? ": " : "", c->hidden_size, c->intermediate_size, c->num_experts, c->top_k,
            activation_words[c->activation], gate_words[c->gate], dtype_words[c->dtype - CUMOE_F64],
            c->expert_bias ? ", biases" : "", c->recompute ? ", recomputing" : "");
     if (c->gate == CUMOE_GATE_HIERARCHICAL)
@@ -94,10 +82,10 @@ void cost_json(const subject_t *s, FILE *file)
     figure_t figures[FIGURES];
     list_figures(&s->cost, figures);
     fprintf(file,
-            "{\"model\": %s%s%s, \"hidden\": %d, \"intermediate\": %d, \"experts\": %d, \"top_k\": %d,\n"
+            "{\"shape\": %s%s%s, \"hidden\": %d, \"intermediate\": %d, \"experts\": %d, \"top_k\": %d,\n"
             " \"groups\": %d, \"top_k_groups\": %d, \"gate\": \"%s\", \"activation\": \"%s\", \"dtype\": \"%s\",\n"
             " \"bias\": %d, \"recompute\": %d, \"tokens\": %d, \"timesteps\": %d, \"ranks\": %d",
-            s->model ? "\"" : "", s->model ? s->model : "null", s->model ? "\"" : "", c->hidden_size,
+            s->shape ? "\"" : "", s->shape ? s->shape : "null", s->shape ? "\"" : "", c->hidden_size,
             c->intermediate_size, c->num_experts, c->top_k, c->num_groups, c->top_k_groups, gate_words[c->gate],
             activation_words[c->activation], dtype_words[c->dtype - CUMOE_F64], c->expert_bias, c->recompute,
             s->tokens, s->timesteps, s->ranks);

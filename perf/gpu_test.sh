@@ -39,10 +39,10 @@ expect 2 'no such folder' "$script" --bundle "$work/none"
 # What is built here, on the CPU.
 expect 0 '^== memcheck, at most 60 s' "$script" --dry-run --bundle "$build" --out "$work/out"
 there report.md '^\| stages \| ok \|'
-there report.md '^\| layer forward \+ backward \|'
+there report.md '\| forward \+ backward \|'
 [ ! -x "$build/tests/check/cumoe-check" ] || there report.md '^\| check \| ok \|'
 [ ! -x "$build/tests/check/check_sim" ] || there instructions.txt '^[a-z0-9_]+ [0-9a-f]{16}$'
-for file in stages check; do
+for file in stages layer capacity check; do
     [ ! -e "$work/out/$file.json" ] || expect 0 . python3 -m json.tool "$work/out/$file.json"
 done
 
@@ -52,13 +52,10 @@ stand_in bin/nvidia-smi 'exit 9'
 expect 77 'no GPU' env PATH="$work/bin:$PATH" "$script" --bundle "$work/bundle"
 stand_in bin/nvidia-smi 'case "$*" in *name*) echo "NVIDIA H200";; *) echo "some fact";; esac'
 stand_in bin/compute-sanitizer 'case "$*" in *initcheck*) echo "leak found"; exit 9;; esac; echo "ERROR SUMMARY: 0"'
-stand_in bundle/probe 'for last; do :; done
-echo "{\"row\": \"bf16 8192^3, random\", \"unit\": \"TFLOP/s\", \"median\": 790.5, \"min\": 1}," >"$last"
-echo "| dense |"'
 stand_in bundle/cumoe-check '[ "$1" != --instructions ] || { echo "mma 0123456789abcdef"; exit 0; }
 echo "{\"case\": \"forward: small, f32\", \"ok\": true, \"error\": 0.5, \"hash\": \"12\"}"
 echo "{\"case\": \"up: odd, f32\", \"ok\": true, \"error\": 0.25}"'
-stand_in bundle/cumoe-perf-stages 'echo "$*"; echo "{}" >"$paper/out/stages.json"'
+stand_in bundle/cumoe-perf 'echo "$*"; for last; do :; done; echo "{}" >"$last"'
 echo abc >"$work/bundle/commit"
 run() {
     env PATH="$work/bin:$PATH" paper="$work" "$script" --bundle "$work/bundle" --out "$work/out" --limit 150
@@ -68,8 +65,8 @@ there report.md '^# NVIDIA H200'
 there report.md '^\| commit \| abc \|'
 there report.md '^\| initcheck \| FAILED: exit status 9 \|'
 there report.md '^leak found'
-there report.md '--tflops bf16=790.5'
-for part in instructions check dense stages repeat memcheck racecheck; do
+there report.md 'capacity --tokens 8192 .*--commit abc'
+for part in instructions check stages layer capacity repeat memcheck racecheck; do
     there report.md "^\| $part \| ok \|"
 done
 there instructions.txt '^# NVIDIA H200, driver some fact, toolkit .*, commit abc'
@@ -85,7 +82,7 @@ there report.md 'left out: it does not work here: ========= Error: device not su
 stand_in bundle/cumoe-check 'case "$*" in *ward:*) status=0 ;; *) status=1 ;; esac
 echo "{\"case\": \"forward: small, f32\", \"ok\": false, \"error\": 9.5, \"hash\": \"$$\", \"text\": \"y[3] is off\"}"
 exit $status'
-stand_in bundle/cumoe-perf-stages 'exit 77'
+stand_in bundle/cumoe-perf 'exit 77'
 expect 1 . run
 there report.md '^\| forward \| 1 \| 1 \| 9.5 \|'
 there report.md '^\| repeat \| FAILED: other bits than the first run'
@@ -93,6 +90,6 @@ there report.md '^\| check \| FAILED: exit status 1 \|'
 there report.md '^\| stages \| left out: the program finds no GPU'
 there check.json 'y\[3\] is off'
 expect 0 . python3 -m json.tool "$work/out/check.json"
-rm "$work/bundle/probe"
-expect 1 'there is no program probe' run
+rm "$work/bundle/cumoe-perf"
+expect 1 'there is no program cumoe-perf' run
 exit $bad

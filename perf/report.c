@@ -1,174 +1,206 @@
+/* From times to figures, and the Markdown table of them. */
 #include "report.h"
 
-#include <cblas.h>
-#include <cumoe/cumoe.h>
-#include <stdio.h>
+#include <math.h>
 #include <stdlib.h>
-#include <unistd.h>
-#undef I /* of complex.h */
+#include <string.h>
 
-static const char *const pass_name[] = {"forward", "backward", "forward + backward"};
+/* ---- from times to figures ---- */
 
-times_t times_create(const shape_t *shape, int repeat, const char *const *names, int contestants)
+/* The gate's arithmetic is F32 whatever the tokens are. */
+static double peak_of(const report_t *report, const subject_t *s, bool gate)
 {
-    times_t times = {.shape = *shape, .repeat = repeat, .contestants = contestants, .names = names};
-    for (int c = 0; c < contestants; c++) {
-        for (int p = FORWARD; p <= BACKWARD; p++) times.seconds[c][p] = new_array(repeat, sizeof(double));
-    }
-    return times;
+    return report->peaks.flops[gate ? TYPE_F32 : s->type];
 }
 
-void times_destroy(times_t *times)
+static row_t row_of(const report_t *report, const bench_t *bench, int contestant, int part, const times_t *times)
 {
-    for (int c = 0; c < times->contestants; c++) {
-        for (int p = FORWARD; p <= BACKWARD; p++) free(times->seconds[c][p]);
+    const subject_t *s = bench_subject(bench);
+    row_t r = {.subject = s, .counts = bench_counts(bench), .contestant = contestant, .part = part, .times = times};
+    const double seconds = times->seconds.median;
+    r.work = work_of(s, &r.counts, part);
+    const double gate = r.work.gate_flop, experts = r.work.flop - gate;
+    if (contestant != CUMOE) { /* of the products alone */
+        const bool of_gate = part == CUMOE_STAGE_GATE || part == CUMOE_STAGE_GATE_BACKWARD;
+        r.work = (work_t){.flop = of_gate ? gate : experts};
+    }
+    r.flops = r.work.flop / seconds;
+    r.bytes = r.work.bytes / seconds;
+    const double peak = peak_of(report, s, experts <= 0);
+    if (peak > 0) r.of_peak = r.flops / peak;
+    const double products = (gate > 0 ? gate / peak_of(report, s, true) : 0) + (experts > 0 ? experts / peak : 0);
+    if (contestant == CUMOE && report->peaks.bytes > 0 && isfinite(products))
+        r.floor = fmax(products, r.work.bytes / report->peaks.bytes);
+    r.of_floor = r.floor / seconds;
+    return r;
+}
+
+/* ---- the table ---- */
+
+static const struct axis_name {
+    const char *title, *align;
+} axis_names[AXES] = {{"shape", "---"}, {"T", "---:"},   {"E", "---:"},    {"type", "---"},  {"activation", "---"},
+                      {"gate", "---"},  {"skew", "---"}, {"cache", "---"}, {"launch", "---"}};
+
+static const char *axis_value(const subject_t *s, int axis, char text[48])
+{
+    const cumoe_config_t *c = &s->config;
+    const long long numbers[AXES] = {[AXIS_TOKENS] = s->num_tokens, [AXIS_EXPERTS] = c->num_experts};
+    const char *const words[AXES] = {[AXIS_SHAPE] = s->shape,
+                                     [AXIS_TYPE] = type_words[s->type],
+                                     [AXIS_ACTIVATION] = activation_words[c->activation],
+                                     [AXIS_GATE] = gate_words[c->gate],
+                                     [AXIS_SKEW] = skew_words[s->skew],
+                                     [AXIS_CACHE] = cache_words[s->cache],
+                                     [AXIS_LAUNCH] = launch_words[s->launch]};
+    if (words[axis]) return words[axis];
+    snprintf(text, 48, "%lld", numbers[axis]);
+    return text;
+}
+
+/* What all rows have in common. */
+static void print_constants(const report_t *report, const subject_t *s)
+{
+    const cumoe_config_t *c = &s->config;
+    FILE *f = report->table;
+    char text[48];
+    if (!report->varies[AXIS_SHAPE])
+        fprintf(f, "%s: H = %d, I = %d, K = %d%s, ", s->shape, c->hidden_size, c->intermediate_size, c->top_k,
+                c->expert_bias ? ", biases" : "");
+    static const char *const before[AXES] = {"", "T = ", "E = ", "", "", "", "", "", ""};
+    static const char *const behind[AXES] = {"", "", "", "", "", " gate", " routing", " caches", "s"};
+    const char *comma = "";
+    for (int axis = AXIS_TOKENS; axis < AXES; axis++) {
+        const bool of_shape = axis == AXIS_EXPERTS || axis == AXIS_ACTIVATION || axis == AXIS_GATE;
+        if (report->varies[axis] || (of_shape && report->varies[AXIS_SHAPE])) continue;
+        fprintf(f, "%s%s%s%s", comma, before[axis], axis_value(s, axis, text), behind[axis]);
+        comma = ", ";
+    }
+    fputs("\n\n", f);
+}
+
+static void print_heading(const report_t *report)
+{
+    FILE *f = report->table;
+    for (int axis = 0; axis < AXES; axis++) {
+        if (report->varies[axis]) fprintf(f, "| %s ", axis_names[axis].title);
+    }
+    fputs(report->per_token ? "| part | ns / token | floor |" : "| part | us | p95 | min..max |", f);
+    fputs(" TFLOP/s | GB/s | of peak | of floor | of dense | of loop | error |\n", f);
+    for (int axis = 0; axis < AXES; axis++) {
+        if (report->varies[axis]) fprintf(f, "|%s", axis_names[axis].align);
+    }
+    fputs(report->per_token ? "|---|---:|---:" : "|---|---:|---:|---:", f);
+    fputs("|---:|---:|---:|---:|---:|---:|---:|\n", f);
+}
+
+/* A figure, or "-" where it is not known. */
+static void cell(FILE *file, double value, const char *format)
+{
+    fputs(" ", file);
+    if (value > 0) {
+        fprintf(file, format, value);
+    } else {
+        fputs("-", file);
+    }
+    fputs(" |", file);
+}
+
+static void ratio_cell(FILE *file, const spread_t *ratio)
+{
+    if (ratio->median > 0) {
+        fprintf(file, " %.2f (%.2f..%.2f) |", ratio->median, ratio->min, ratio->max);
+    } else {
+        fputs(" - |", file);
     }
 }
 
-static void progress(const times_t *t, int round)
+static void table_row(const report_t *report, const row_t *r)
 {
-    if (!isatty(STDERR_FILENO)) return;
-    fprintf(stderr, "\r\033[K");
-    if (round <= t->repeat) {
-        fprintf(stderr, "%s: %s %d of %d", t->shape.glu ? "SwiGLU" : "ReLU", round ? "round" : "warm-up", round,
-                t->repeat);
+    FILE *f = report->table;
+    const spread_t *t = &r->times->seconds;
+    const double tokens = (double)r->subject->num_tokens;
+    char text[48];
+    for (int axis = 0; axis < AXES; axis++) {
+        if (report->varies[axis]) fprintf(f, "| %s ", axis_value(r->subject, axis, text));
     }
-    fflush(stderr);
+    fprintf(f, "| %s |", part_names[r->part]);
+    if (report->per_token) {
+        cell(f, 1e9 * t->median / tokens, "%.4g");
+        cell(f, 1e9 * r->floor / tokens, "%.4g");
+    } else {
+        fprintf(f, " %.4g | %.4g | %.4g..%.4g |", 1e6 * t->median, 1e6 * t->p95, 1e6 * t->min, 1e6 * t->max);
+    }
+    cell(f, 1e-12 * r->flops, "%.3g");
+    cell(f, 1e-9 * r->bytes, "%.3g");
+    cell(f, r->of_peak, "%.2f");
+    cell(f, r->of_floor, "%.2f");
+    ratio_cell(f, &r->times->ratio[DENSE]);
+    ratio_cell(f, &r->times->ratio[LOOP]);
+    fprintf(f, " %.0e |\n", r->error);
 }
 
-void times_measure(times_t *times, int threads, void (*run)(void *bench, int contestant, int pass), void *bench)
+/* ---- all of it ---- */
+
+void report_begin(report_t *report, const subject_t *first, int argc, char **argv)
 {
-    for (int round = 0; round <= times->repeat; round++) {
-        progress(times, round);
-        for (int contestant = 0; contestant < times->contestants; contestant++) {
-            for (int pass = FORWARD; pass <= BACKWARD; pass++) {
-                const double start = seconds();
-                run(bench, contestant, pass);
-                if (round > 0) times->seconds[contestant][pass][round - 1] = seconds() - start;
-            }
-            let_threads_sleep(threads);
+    files_begin(report, argc, argv);
+    if (!report->table) return;
+    fprintf(report->table, "cumoe %d.%d.%d: %s; %s\n\n", CUMOE_VERSION_MAJOR, CUMOE_VERSION_MINOR,
+            CUMOE_VERSION_PATCH, cumoe_handle_description(report->device->handle), report->blas);
+    const char *comma = "Peaks measured: ";
+    for (int type = 0; type < TYPES; type++) {
+        if (report->peaks.flops[type] <= 0) continue;
+        fprintf(report->table, "%s%s %.3g TFLOP/s", comma, type_words[type], 1e-12 * report->peaks.flops[type]);
+        comma = ", ";
+    }
+    if (report->peaks.bytes > 0)
+        fprintf(report->table, "%smemory %.3g GB/s, read + written\n\n", comma, 1e-9 * report->peaks.bytes);
+    print_constants(report, first);
+    print_heading(report);
+    fflush(report->table);
+}
+
+void report_rows(report_t *report, const bench_t *bench, double error, times_t times[CONTESTANTS][NUM_PARTS])
+{
+    for (int part = 0; part < NUM_PARTS; part++) {
+        for (int contestant = 0; contestant < CONTESTANTS; contestant++) {
+            if (times[contestant][part].samples == 0) continue;
+            row_t row = row_of(report, bench, contestant, part, &times[contestant][part]);
+            row.error = error;
+            files_row(report, &row);
+            if (report->table && contestant == CUMOE) table_row(report, &row);
+            report->rows++;
         }
     }
-    progress(times, times->repeat + 1);
-}
-
-/* Useful FLOPs of a pass: a product of [T K, H] and [H, I] for every matrix, twice that backward. */
-static double pass_flops(const shape_t *s, int pass)
-{
-    static const int products[] = {1, 2, 3};
-    return 2.0 * products[pass] * (s->glu ? 3 : 2) * s->T * s->K * s->H * s->I;
-}
-
-static double pass_seconds(const times_t *t, int contestant, int pass, int round)
-{
-    if (pass != BOTH) return t->seconds[contestant][pass][round];
-    return t->seconds[contestant][FORWARD][round] + t->seconds[contestant][BACKWARD][round];
-}
-
-typedef struct spread {
-    double median, min, max;
-} spread_t;
-
-static int compare(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static spread_t spread_of(double *values, int count)
-{
-    qsort(values, (size_t)count, sizeof *values, compare);
-    return (spread_t){(values[(count - 1) / 2] + values[count / 2]) / 2, values[0], values[count - 1]};
-}
-
-/* GFLOP/s of a contestant. */
-static spread_t rate(const times_t *t, int contestant, int pass)
-{
-    double *values = new_array(t->repeat, sizeof *values);
-    for (int i = 0; i < t->repeat; i++) {
-        values[i] = 1e-9 * pass_flops(&t->shape, pass) / pass_seconds(t, contestant, pass, i);
+    FILE *const files[] = {report->table, report->csv, report->json};
+    for (int i = 0; i < 3; i++) {
+        if (files[i]) fflush(files[i]);
     }
-    const spread_t spread = spread_of(values, t->repeat);
-    free(values);
-    return spread;
 }
 
-/* Speed of the first over that of a yardstick, round by round. */
-static spread_t ratio(const times_t *t, int yardstick, int pass)
+void report_sentence(report_t *report, const subject_t *s, int part, const char *sentence)
 {
-    double *values = new_array(t->repeat, sizeof *values);
-    for (int i = 0; i < t->repeat; i++) {
-        values[i] = pass_seconds(t, yardstick, pass, i) / pass_seconds(t, 0, pass, i);
-    }
-    const spread_t spread = spread_of(values, t->repeat);
-    free(values);
-    return spread;
+    char about[300];
+    const cumoe_config_t *c = &s->config;
+    if (report->sentences == MOST_SENTENCES) return;
+    snprintf(about, sizeof about, "%s, %s, T = %lld, E = %d, %s, %s gate, %s%s%s%s%s", s->shape,
+             type_words[s->type], (long long)s->num_tokens, c->num_experts, activation_words[c->activation],
+             gate_words[c->gate], skew_words[s->skew], s->cache == COLD ? ", cold" : "",
+             s->launch == GRAPH ? ", graph" : "", part >= 0 ? ", " : "", part >= 0 ? part_names[part] : "");
+    report->sentence[report->sentences][0] = strdup(about);
+    report->sentence[report->sentences++][1] = strdup(sentence);
 }
 
-void report_machine(const options_t *o)
+bool report_end(report_t *report)
 {
-    cumoe_handle_t *handle = NULL;
-    if (cumoe_handle_create(&handle, CUMOE_BACKEND_CPU, 0) != CUMOE_SUCCESS) handle = NULL;
-    printf("T = %d, H = %d, I = %d, E = %d, K = %d, %s, %d thread%s, median of %d rounds (smallest..largest)\n\n",
-           o->tokens, o->hidden, o->intermediate, o->experts, o->top_k, dtype_names[o->dtype], o->threads,
-           o->threads == 1 ? "" : "s", o->repeat);
-    printf("cumoe %d.%d.%d: %s; %s\n\n", CUMOE_VERSION_MAJOR, CUMOE_VERSION_MINOR, CUMOE_VERSION_PATCH,
-           cumoe_handle_description(handle), openblas_get_config());
-    cumoe_handle_destroy(handle);
-}
-
-void report_table(const times_t *t, bool first)
-{
-    if (first) {
-        printf("| | pass |");
-        for (int c = 0; c < t->contestants; c++) printf(" %s GFLOP/s |", t->names[c]);
-        for (int c = 1; c < t->contestants; c++) printf(" %s / %s |", t->names[0], t->names[c]);
-        printf("\n|---|---|");
-        for (int c = 1; c < 2 * t->contestants; c++) printf("---:|");
-        puts("");
+    if (report->table && report->sentences > 0) fputs("\nNot measured:\n\n", report->table);
+    for (int i = 0; i < report->sentences; i++) {
+        if (report->table) fprintf(report->table, "- %s: %s\n", report->sentence[i][0], report->sentence[i][1]);
+        files_sentence(report, i);
+        free(report->sentence[i][0]);
+        free(report->sentence[i][1]);
     }
-    for (int p = 0; p < PASSES; p++) {
-        printf("| %s | %s |", t->shape.glu ? "SwiGLU" : "ReLU", pass_name[p]);
-        for (int c = 0; c < t->contestants; c++) printf(" %.1f |", rate(t, c, p).median);
-        for (int c = 1; c < t->contestants; c++) {
-            const spread_t r = ratio(t, c, p);
-            printf(" %.2f (%.2f..%.2f) |", r.median, r.min, r.max);
-        }
-        puts("");
-    }
-    fflush(stdout);
-}
-
-static void json_spread(FILE *f, const char *name, spread_t s, const char *end)
-{
-    fprintf(f, "\"%s\": {\"median\": %.6g, \"min\": %.6g, \"max\": %.6g}%s", name, s.median, s.min, s.max, end);
-}
-
-bool report_json(FILE *f, const options_t *o, const times_t *times, int count)
-{
-    fprintf(f, "{\"tokens\": %d, \"hidden\": %d, \"intermediate\": %d, \"experts\": %d, \"top_k\": %d,\n",
-            o->tokens, o->hidden, o->intermediate, o->experts, o->top_k);
-    fprintf(f, " \"dtype\": \"%s\", \"threads\": %d, \"repeat\": %d, \"openblas\": \"%s\",\n \"results\": [",
-            dtype_names[o->dtype], o->threads, o->repeat, openblas_get_config());
-    for (int i = 0; i < count * PASSES; i++) {
-        const times_t *t = &times[i / PASSES];
-        const int pass = i % PASSES;
-        fprintf(f, "%s\n  {\"activation\": \"%s\", \"pass\": \"%s\",\n   \"gflops\": {", i ? "," : "",
-                t->shape.glu ? "swiglu" : "relu", pass_name[pass]);
-        const int last = t->contestants - 1;
-        for (int c = 0; c <= last; c++) json_spread(f, t->names[c], rate(t, c, pass), c < last ? ", " : "},\n");
-        fprintf(f, "   \"ratio\": {");
-        for (int c = 1; c <= last; c++) {
-            char name[40];
-            snprintf(name, sizeof name, "%s/%s", t->names[0], t->names[c]);
-            json_spread(f, name, ratio(t, c, pass), c < last ? ", " : "}}");
-        }
-    }
-    fprintf(f, "]}\n");
-    const bool failed = ferror(f);
-    if (fclose(f) != 0 || failed) {
-        fprintf(stderr, "cumoe-perf-cpu: --json %s: could not be written\n", o->json);
-        return false;
-    }
-    return true;
+    const bool written = files_end(report);
+    return (!report->table || (fflush(report->table) == 0 && !ferror(report->table))) && written;
 }

@@ -1,4 +1,4 @@
-"""Builds ops.cc with a plain C++ compiler, and puts libcumoe.so beside it.
+"""Builds the operators (ops.cc) with a plain C++ compiler, and puts libcumoe.so beside it.
 
 Environment:
   CUMOE_LIBRARY  a libcumoe.so to take; else the installed one that pkg-config knows, else it is built (CMake)
@@ -21,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = HERE.parent  # of the library
-OLDEST_TORCH = "2.11.0"
+OLDEST_TORCH = "2.11"
 ABI = "0x020b000000000000"  # of that version: TORCH_TARGET_VERSION
 # The libraries that ops.cc needs of PyTorch. libtorch itself leads to those for CUDA where PyTorch has them.
 TORCH_LIBRARIES = ("torch", "torch_cpu", "c10")
@@ -33,12 +33,20 @@ def library_version():
                  for part in ("MAJOR", "MINOR", "PATCH"))
 
 
+def release(version):
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
 def find_torch():
     """The folder of an installed PyTorch, which need not be importable: pip hides it from builds."""
     folders = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     for folder in folders:
         torch = pathlib.Path(folder or ".") / "torch"
-        if (torch / "include/torch/csrc/stable/library.h").is_file():
+        if (torch / "include/torch").is_dir() and (torch / "version.py").is_file():
+            version = re.search(r"^__version__ = '(.*)'", (torch / "version.py").read_text(), re.MULTILINE)[1]
+            if release(version) < release(OLDEST_TORCH):
+                sys.exit(f"cumoe: {torch} is PyTorch {version}, but must be {OLDEST_TORCH} or later: pip install "
+                         "--upgrade torch")
             return torch
     return None
 
@@ -106,6 +114,6 @@ class StableWheel(bdist_wheel):
 
 
 setup(version=".".join(map(str, library_version())),
-      ext_modules=[Extension("cumoe._ops", ["ops.cc"], py_limited_api=True)],
-      setup_requires=[] if find_torch() else [f"torch=={OLDEST_TORCH}"],
+      ext_modules=[Extension("cumoe._ops", ["ops.cc"], depends=["call.h", "tensors.h"], py_limited_api=True)],
+      setup_requires=[] if find_torch() else [f"torch=={OLDEST_TORCH}.0"],
       cmdclass={"build_ext": BuildOperators, "bdist_wheel": StableWheel})

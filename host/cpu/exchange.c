@@ -39,7 +39,8 @@ cumoe_status_t cumoe__cpu_dispatch_mark(const cumoe_context_t *context, const cu
             int32_t rank = -1;
             int64_t row;
             bool first = t < live && find_row(context, args, slot, &rank, &row);
-            for (int64_t before = t * K; first && before < slot; before++) first = args->slot_rank[before] != rank;
+            for (int64_t before = slot - 1; first && before >= t * K; before--) /* of ascending experts, one step */
+                first = args->slot_rank[before] != rank;
             args->slot_rank[slot] = first ? rank : -1;
         }
     return CUMOE_SUCCESS;
@@ -74,8 +75,8 @@ static void pack_slot(const cumoe_context_t *context, const cumoe_dispatch_args_
     if (!sent) return;
     const int32_t expert = first_expert(context, rank);
     const int64_t at = begin_of(args, rank, args->rows.offset[expert]) + row;
-    int64_t first = token * context->config.top_k; /* the slot that stands for the token with this rank */
-    while (args->slot_rank[first] != rank) first++;
+    int64_t first = slot; /* the one that stands for the token with this rank */
+    while (args->slot_rank[first] != rank) first--;
     const int32_t number = args->parcels.slot_row[first] - args->parcels.offset[rank];
     *place = (int32_t)at;
     args->expert[at] = args->routing.expert[slot] - expert;

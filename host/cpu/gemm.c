@@ -157,14 +157,25 @@ typedef struct panel {
     cumoe_cpu_block_t block;
 } panel_t;
 
+static int64_t first_row(const cumoe_cpu_gemm_t *gemm, const task_t *task)
+{
+    return task->row + (gemm->ragged == CUMOE_CPU_RAGGED_ROWS ? gemm->offset[task->group] : 0);
+}
+
+/* The element of C where a task's rows begin, from a column on. */
+static int64_t first_element(const cumoe_cpu_gemm_t *gemm, const task_t *task, int64_t col)
+{
+    return task->group * gemm->c_group_stride + first_row(gemm, task) * gemm->c_row_stride +
+           col * gemm->c_col_stride;
+}
+
 /* stage [parts][rows, PANEL]: where its sums stand aside. */
 static panel_t panel_of(const plan_t *plan, const task_t *task, int64_t col, float *stage)
 {
     const cumoe_cpu_gemm_t *gemm = plan->gemm;
-    const int64_t row = task->row + (gemm->ragged == CUMOE_CPU_RAGGED_ROWS ? gemm->offset[task->group] : 0);
-    panel_t p = {.c = task->group * gemm->c_group_stride + row * gemm->c_row_stride + col * gemm->c_col_stride,
+    panel_t p = {.c = first_element(gemm, task, col),
                  .block = {.group = task->group,
-                           .row = row,
+                           .row = first_row(gemm, task),
                            .rows = task->rows,
                            .col = col,
                            .cols = min64(PANEL, task->col_end - col),
@@ -203,15 +214,14 @@ typedef struct piece {
 static void pack_rows(const plan_t *plan, const task_t *task, const piece_t *piece, void *to)
 {
     const cumoe_cpu_factor_t *factor = &plan->gemm->a[piece->term];
-    const pack_t pack = {
-        .factor = factor,
-        .form = plan->form_a[piece->term],
-        .group = task->group,
-        .line = task->row + (plan->gemm->ragged == CUMOE_CPU_RAGGED_ROWS ? plan->gemm->offset[task->group] : 0),
-        .lines = task->rows,
-        .depth = piece->depth,
-        .depths = piece->depths,
-        .to = to};
+    const pack_t pack = {.factor = factor,
+                         .form = plan->form_a[piece->term],
+                         .group = task->group,
+                         .line = first_row(plan->gemm, task),
+                         .lines = task->rows,
+                         .depth = piece->depth,
+                         .depths = piece->depths,
+                         .to = to};
     plan->kernel->pack_a[source_of(factor)](&pack);
 }
 
@@ -246,10 +256,28 @@ static void run_panel(const plan_t *plan, const task_t *task, const piece_t *pie
     if (piece->last) finish_panel(plan, p);
 }
 
+/* A sum of nothing: zeros, or what is there. The columns, or the rows, of a task stand side by side. */
+static void run_empty_task(const cumoe_cpu_gemm_t *gemm, const task_t *task)
+{
+    const size_t element = cumoe__dtype_size(gemm->c_dtype);
+    const int64_t first = first_element(gemm, task, task->col);
+    const bool by_rows = gemm->c_col_stride == 1;
+    const int64_t cols = task->col_end - task->col, lines = by_rows ? task->rows : cols;
+    const int64_t stride = by_rows ? gemm->c_row_stride : gemm->c_col_stride;
+    for (int part = 0; !gemm->add && part < gemm->parts; part++)
+        for (int64_t i = 0; i < lines; i++)
+            memset((char *)gemm->c[part] + (size_t)(first + i * stride) * element, 0,
+                   (size_t)(by_rows ? cols : task->rows) * element);
+}
+
 static void run_task(const plan_t *plan, const task_t *task, void *scratch)
 {
     const cumoe_cpu_gemm_t *gemm = plan->gemm;
-    if (gemm->add && task->depths == 0 && !gemm->epilogue) return; /* nothing to add: not touched */
+    const bool side_by_side = gemm->c_col_stride == 1 || gemm->c_row_stride == 1;
+    if (task->depths == 0 && !gemm->epilogue && (side_by_side || gemm->add)) {
+        run_empty_task(gemm, task);
+        return;
+    }
     void *packed_b = (char *)scratch + BLOCK_ROWS * BLOCK_DEPTH_BYTES;
     float *stage = (float *)((char *)packed_b + PANEL * BLOCK_DEPTH_BYTES);
     const int64_t blocks = max64(1, ceil_div(task->depths, plan->block_depth)), pieces = blocks * gemm->terms;
@@ -279,14 +307,16 @@ size_t cumoe__cpu_gemm_workspace(int threads)
     return (size_t)threads * SCRATCH;
 }
 
-/* Multiply-adds of all groups; double, since it is only an estimate and may be huge. */
+/* Multiply-adds of all groups; double, since it is only an estimate and may be huge. An element of C that is
+ * written takes the time of some. */
 static double work(const cumoe_cpu_gemm_t *gemm)
 {
-    const double parts = (double)(gemm->parts * gemm->terms) * (double)gemm->n;
+    const double written = 16, parts = (double)(gemm->parts * gemm->terms) * (double)gemm->n;
     if (gemm->ragged == CUMOE_CPU_RAGGED_NONE)
         return parts * (double)gemm->groups * (double)gemm->m * (double)gemm->k;
     const double cut = (double)gemm->offset[gemm->groups] - (double)gemm->offset[0];
-    return parts * cut * (double)(gemm->ragged == CUMOE_CPU_RAGGED_ROWS ? gemm->k : gemm->m);
+    if (gemm->ragged == CUMOE_CPU_RAGGED_ROWS) return parts * cut * (double)gemm->k;
+    return parts * (double)gemm->m * (cut + (gemm->add ? 0 : written * (double)gemm->groups));
 }
 
 bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int threads, void *workspace)

@@ -69,7 +69,7 @@ typedef struct cumoe_cost {
  * config         dtype, sizes and kinds count; ep does not
  * num_tokens     T >= 0: tokens of one time step on one rank
  * num_timesteps  S >= 1, T * S * K < 2^31 (SOFTMAX: K = E)
- * num_ranks      W >= 1
+ * num_ranks      W >= 1; memory is that of a rank but for what the exchange takes (cumoe_ep_sizes_t)
  * cost           out, but for struct_size; unchanged on failure
  *
  * CUMOE_INVALID_ARGUMENT  a pointer is NULL, a size or a field of config out of range

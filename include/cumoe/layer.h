@@ -20,7 +20,8 @@ extern "C" {
  * CUMOE_INVALID_ARGUMENT    a pointer is NULL or a field out of its range; the sentence names it
  * CUMOE_UNSUPPORTED_CONFIG  valid, but this kind, type or activation has no kernel yet; the sentence names it
  * CUMOE_UNSUPPORTED_DEVICE  valid, but not on this device (TF32 on the CPU)
- * CUMOE_OUT_OF_MEMORY       host memory
+ * CUMOE_OUT_OF_MEMORY       host memory; with ranks, device memory
+ * CUMOE_COMM_ERROR          with ranks: one has another config, failed or is late
  *
  * Allocates: host memory.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_create(cumoe_layer_t **layer, const cumoe_handle_t *handle,
@@ -39,8 +40,8 @@ CUMOE_API void cumoe_layer_destroy(cumoe_layer_t *layer);
  * to 63 bytes of alignment.
  *
  * num_tokens      T >= 0, T * K < 2^31, with F64 at most 2^22 (SOFTMAX: K = E)
- * workspace_size  out: enough for every call; for forward without saved alone if saved_size is NULL
- * saved_size      out, or NULL
+ * workspace_size  out: enough for every call; for forward without saved alone if saved_size is NULL; where there
+ * are plans, enough for cumoe_ep_plan() alone saved_size      out, or NULL; where there are plans, 0
  *
  * CUMOE_INVALID_ARGUMENT  layer or workspace_size is NULL, num_tokens out of range
  *
@@ -64,8 +65,9 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_max_rows(const cumoe_layer_
                                                               int64_t *max_rows, int64_t *max_slots);
 
 /* For whoever must size saved before T is known, as a compiler that traces with an unknown T:
- * cumoe_layer_buffer_sizes() never says more than base + per_token * T. It says hardly less, but for BALANCED with
- * few tokens, where rows do not grow with T.
+ * cumoe_layer_buffer_sizes() never says more than base + per_token * T, and hardly less. BALANCED, whose rows do
+ * not grow with few tokens: never more than base + per_token * max(0, T - T0), T0 = max(E, config.max_rows) / K
+ * rounded up, and hardly less from T0 on.
  *
  * base, per_token  out: bytes
  *
@@ -137,10 +139,12 @@ typedef struct cumoe_forward_args {
  *
  * CUMOE_INVALID_ARGUMENT  a required pointer is NULL or misaligned, a number out of range, arrays overlap
  * CUMOE_BUFFER_TOO_SMALL  workspace_size or saved_size is below what this call needs (cumoe_layer_buffer_sizes()
- *                         always suffices)
+ *                         always suffices, but for a call with a plan: cumoe_ep_sizes_t)
  * CUMOE_CUDA_ERROR        a launch failed
+ * CUMOE_COMM_ERROR        a rank failed, is late or calls something else
  *
- * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, with distinct buffers. */
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, with distinct buffers; with ranks, as
+ * parallel.h and the transport say. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_forward(const cumoe_layer_t *layer,
                                                              const cumoe_forward_args_t *args,
                                                              cumoe_stream_t stream);

@@ -24,9 +24,9 @@ extern "C" {
  * ep       out: the group; unchanged on failure
  * handle   this rank's device; must outlive the group
  * comm     an intra-communicator; duplicated
- * timeout  seconds that a rank may be late, here and in later calls; 0 = CUMOE_EP_DEFAULT_TIMEOUT
+ * timeout  seconds that a rank may be late, here and in later calls, 0..1e9; 0 = CUMOE_EP_DEFAULT_TIMEOUT
  *
- * CUMOE_INVALID_ARGUMENT  a pointer is NULL, comm no intra-communicator, timeout negative or not finite, MPI not
+ * CUMOE_INVALID_ARGUMENT  a pointer is NULL, comm no intra-communicator, timeout out of range, MPI not
  *                         initialised or finalised
  * CUMOE_OUT_OF_MEMORY     host memory
  * CUMOE_COMM_ERROR        MPI failed, or a rank did not come

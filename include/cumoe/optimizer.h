@@ -84,7 +84,7 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_optimizer_step(const cumoe_layer_
  * sign(mean of the counts - expert_count[e]), exactly 0 where they are equal.
  *
  * gate_bias     in/out, device [E] gate type; usually weights.gate_bias
- * expert_count  in, device [E]: that of a forward call, or the sum of several (over ranks); the sum is below 2^62
+ * expert_count  in, device [E]: that of a forward call, or the sum of several; the sum is below 2^62
  * rate          finite and >= 0; DeepSeek-V3 has 0.001
  *
  * CUMOE_INVALID_ARGUMENT  a pointer is NULL or misaligned, rate out of range, the gate is not SIGMOID_TOPK

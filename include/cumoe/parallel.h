@@ -1,25 +1,32 @@
 /* Expert parallelism (paper, section 3.1): W ranks share the experts of a layer. Each rank has its own tokens and a
  * copy of the gates; of each expert there is one copy, and its batch comes from the tokens of all ranks.
  *
- * A group of ranks (cumoe_ep_t) goes into cumoe_config_t.ep. Then every call of the layer is collective: all ranks
- * make the same calls in the same order, each with tokens of its own, in any number, also none. Importance, load,
- * losses, statistics and expert_count are those of the tokens of all ranks; y, dx and chosen_* are the rank's.
- * first_token of each rank is the global index of its row 0: ranks are in the order of tokens. Of w_up, w_glu,
- * w_down and the biases a rank has its own experts (cumoe_layer_own_experts()). Their gradients are complete. Those
- * of the gates are the rank's share: cumoe_ep_sum_gradients() adds them up.
+ * A group of ranks (cumoe_ep_t) goes into cumoe_config_t.ep. Then cumoe_layer_create(), cumoe_ep_plan(),
+ * cumoe_layer_forward() and cumoe_layer_backward() are collective, as are the sums below: all ranks make the same
+ * calls in the same order, a rank one at a time, also for two layers of a group. Each brings tokens of its own, in
+ * any number, also none. The same on all ranks must be: the config (cumoe_layer_create() compares), training, seed,
+ * offset, and upstream gradients of losses. first_token is the global index of a rank's row 0: ranks are in the
+ * order of tokens.
+ *
+ * Of w_up, w_glu, w_down and the biases a rank has its own experts, at least one, or one group of HIERARCHICAL
+ * (cumoe_layer_experts_of_rank()). y, dx and chosen_* are those of the rank's tokens. Importance, load, losses,
+ * statistics and expert_count are those of the tokens of all ranks, which are together within the limits of T.
+ * Gradients of experts are complete. Those of the gates are the rank's share: cumoe_ep_sum_gradients() adds them
+ * up, once, after the last of several backward calls that add.
  *
  * A token travels once to a rank that has experts of its choice, and comes back as a row for each of them. y, dx,
  * the gradients of experts, importance and load losses have the same bits for any number of ranks.
  *
  * Two ways to size the exchange:
  *   config.exchange_capacity = C > 0   bounded: C rows from each rank to each rank. Buffers as without ranks; no
- *                                      wait on the host. Rows beyond C are dropped and counted in
- *                                      statistics.exchange_overflow: the last in the order of (expert, token)
- *   config.exchange_capacity = 0       exact: cumoe_ep_plan() runs the gate, exchanges counts, waits once, and says
- *                                      how large the buffers of this call must be
+ *                                      wait on the host. Rows beyond C are dropped, the last in the order of
+ * (expert, token): the highest experts of a rank lose first. They are counted in statistics.exchange_overflow of
+ * the rank whose tokens they are, and stay in rows and expert_count config.exchange_capacity = 0       exact:
+ * cumoe_ep_plan() runs the gate, exchanges counts, waits once, and says how large the buffers of this call must be
  *
  * A rank that fails, stalls or calls something else is reported as CUMOE_COMM_ERROR within the timeout, on every
- * rank. Then the group is of no more use; destroy it. */
+ * rank. Then the group is of no more use (but for configs that differ); destroy it. Not with ranks: BALANCED,
+ * single stages (stages.h), cumoe_layer_saved_bound(). */
 #ifndef CUMOE_PARALLEL_H
 #define CUMOE_PARALLEL_H
 
@@ -37,7 +44,7 @@ extern "C" {
  * ep         out: [num_ranks]; unchanged on failure
  * handle     the device of all ranks; must outlive the group
  * num_ranks  1..1024
- * timeout    seconds that a rank may be late; 0 = CUMOE_EP_DEFAULT_TIMEOUT
+ * timeout    seconds that a rank may be late, 0..1e9; 0 = CUMOE_EP_DEFAULT_TIMEOUT
  *
  * CUMOE_INVALID_ARGUMENT  a pointer is NULL, a number out of range
  * CUMOE_OUT_OF_MEMORY     host memory
@@ -60,9 +67,9 @@ CUMOE_API void cumoe_ep_abort(cumoe_ep_t *ep);
 
 /* Wait until everything enqueued on the stream is done, as cumoe_stream_synchronize(), but for no longer than
  * timeout seconds (0 = the group's): where a rank failed or is late the group is aborted, so that the stream comes
- * to its end.
+ * to its end. Ranks of one process have waited for each other in the calls themselves.
  *
- * CUMOE_INVALID_ARGUMENT  ep is NULL, a stream on the CPU, timeout negative or not finite
+ * CUMOE_INVALID_ARGUMENT  ep is NULL, a stream on the CPU, timeout out of range
  * CUMOE_COMM_ERROR        a rank failed or is late, or the group was aborted
  * CUMOE_CUDA_ERROR        something on the stream failed
  *
@@ -107,8 +114,9 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum_gradients(const cumoe_laye
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum(const cumoe_ep_t *ep, void *data, int64_t count,
                                                       cumoe_dtype_t dtype, cumoe_stream_t stream);
 
-/* Exact mode. A plan is host memory that knows how many rows go from where to where; it is used again for the next
- * call. From cumoe_ep_plan() to the end of the last backward call it belongs to one forward call.
+/* Exact mode. A plan is host memory that knows how many rows go from where to where; it is used again for
+ * the next call. From cumoe_ep_plan() to the end of the last backward call it belongs to one forward call and its
+ * buffer routing: each call in flight has a plan of its own. Plans go before their layer.
  *
  * CUMOE_INVALID_ARGUMENT  a pointer is NULL, the layer has no group or a capacity
  * CUMOE_OUT_OF_MEMORY     host memory
@@ -135,6 +143,7 @@ typedef struct cumoe_ep_sizes {
     size_t workspace_size;                                          /* of forward and backward */
     size_t saved_size;                                              /* of forward with saved */
     int64_t rows_sent, rows_received, tokens_sent, tokens_received; /* over all ranks, this one included */
+    int64_t reserved[4];                                            /* 0 */
 } cumoe_ep_sizes_t;
 
 /* Run the gate, and let all ranks know how many rows will come: collective. The arguments are those of the forward

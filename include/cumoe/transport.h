@@ -44,7 +44,7 @@ typedef struct cumoe_transport {
  * ep         out: the group; unchanged on failure
  * handle     this rank's device; must outlive the group
  * transport  copied; the context belongs to the group from here on, but not on failure
- * timeout    seconds that a rank may be late; 0 = CUMOE_EP_DEFAULT_TIMEOUT
+ * timeout    seconds that a rank may be late, 0..1e9; 0 = CUMOE_EP_DEFAULT_TIMEOUT
  *
  * CUMOE_INVALID_ARGUMENT  a pointer is NULL, a number out of range
  * CUMOE_OUT_OF_MEMORY     host memory

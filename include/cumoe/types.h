@@ -114,7 +114,7 @@ typedef struct cumoe_statistics {
     int64_t nan_tokens;         /* tokens without a usable logit because of NaN or +Inf: y is NaN */
     int64_t bad_indices;        /* external indices below -1 or above E; not routed, like -1 and E */
     int64_t dropped_rows;       /* BALANCED: rows that config.max_rows had no room for */
-    int64_t exchange_overflow;  /* rows beyond the capacity of the exchange between ranks */
+    int64_t exchange_overflow;  /* rows of this rank's tokens beyond the capacity of the exchange between ranks */
     int64_t max_count;          /* rows of the busiest expert */
     double cv_importance;       /* std / mean over experts (population) of importance, not squared */
     double cv_load;             /* the same of load */

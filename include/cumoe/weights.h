@@ -1,7 +1,8 @@
 /* The parameters of a layer, and, in the same struct, their gradients.
  *
  * A struct of pointers: fill it with memory of your own (a framework's tensors), or let
- * cumoe_weights_create() allocate it. Layouts of other libraries are described, not repacked:
+ * cumoe_weights_create() allocate it. On the CPU forward and backward read experts at any address that suits their
+ * elements, as in a file that is mapped. Layouts of other libraries are described, not repacked:
  *   Mixtral, Qwen3    .w_up = gate_up_proj, .glu = CUMOE_GLU_FIRST
  *   gpt-oss           .w_up = gate_up_proj, .glu = CUMOE_GLU_INTERLEAVED,
  *                     .up_row_stride = 1, .up_col_stride = 2I, .down_row_stride = 1, .down_col_stride = H

@@ -65,9 +65,9 @@ def cells_of(args, device):
 
 
 def print_list():
-    print("shape          T      H      I      E    K")
+    print("shape                  T      H      I      E    K")
     for s in SHAPES + ON_CPU:
-        print(f"{s.name:12}{s.T:6}{s.H:7}{s.I:7}{s.E:7}{s.K:5}")
+        print(f"{s.name:20}{s.T:6}{s.H:7}{s.I:7}{s.E:7}{s.K:5}")
     print("\ncontestants")
     for entry in ENTRIES:
         print(f"  {entry.contestant:24}{entry.absent(entry.device) or 'here'}")

@@ -15,27 +15,27 @@ class Shape:
     K: int  # experts per token
 
 
-# Models, and from 1.4b-n256 on the shapes of the SonicMoE paper (arXiv 2512.14080, figure 14).
+# Named and sized as in perf/models.c (a test compares them); here with tokens.
 SHAPES = [
-    Shape("qwen3-30b", 32768, 2048, 768, 128, 8),
-    Shape("mixtral", 4096, 4096, 14336, 8, 2),
-    Shape("120b-n1024", 32768, 4096, 1024, 128, 8),
+    Shape("qwen3-30b-a3b", 32768, 2048, 768, 128, 8),
+    Shape("mixtral-8x7b", 4096, 4096, 14336, 8, 2),
+    Shape("sonic-120b-n1024", 32768, 4096, 1024, 128, 8),
     Shape("deepseek-v3", 4096, 7168, 2048, 256, 8),
     Shape("paper-256", 32768, 512, 1024, 256, 4),
     Shape("olmoe", 32768, 2048, 1024, 64, 8),
-    Shape("qwen3-next", 32768, 2048, 512, 512, 10),
-    Shape("qwen3-235b", 32768, 4096, 1536, 128, 8),
-    Shape("1.4b-n256", 40960, 768, 256, 128, 8),
-    Shape("1.4b-n512", 40960, 768, 512, 64, 4),
-    Shape("1.4b-n1024", 40960, 768, 1024, 32, 2),
-    Shape("7b-n256", 24576, 1536, 256, 128, 8),
-    Shape("7b-n512", 24576, 1536, 512, 64, 4),
-    Shape("7b-n1024", 24576, 1536, 1024, 32, 2),
-    Shape("30b-n256", 32768, 4096, 256, 256, 16),
-    Shape("30b-n512", 32768, 4096, 512, 128, 8),
-    Shape("30b-n1024", 32768, 4096, 1024, 64, 4),
-    Shape("120b-n512", 32768, 4096, 512, 256, 16),
-    Shape("120b-n2048", 32768, 4096, 2048, 64, 4),
+    Shape("qwen3-next-80b-a3b", 32768, 2048, 512, 512, 10),
+    Shape("qwen3-235b-a22b", 32768, 4096, 1536, 128, 8),
+    Shape("sonic-1.4b-n256", 40960, 768, 256, 128, 8),
+    Shape("sonic-1.4b-n512", 40960, 768, 512, 64, 4),
+    Shape("sonic-1.4b-n1024", 40960, 768, 1024, 32, 2),
+    Shape("sonic-7b-n256", 24576, 1536, 256, 128, 8),
+    Shape("sonic-7b-n512", 24576, 1536, 512, 64, 4),
+    Shape("sonic-7b-n1024", 24576, 1536, 1024, 32, 2),
+    Shape("sonic-30b-n256", 32768, 4096, 256, 256, 16),
+    Shape("sonic-30b-n512", 32768, 4096, 512, 128, 8),
+    Shape("sonic-30b-n1024", 32768, 4096, 1024, 64, 4),
+    Shape("sonic-120b-n512", 32768, 4096, 512, 256, 16),
+    Shape("sonic-120b-n2048", 32768, 4096, 2048, 64, 4),
 ]
 ON_CPU = [Shape("tiny", 96, 64, 32, 8, 2), Shape("tiny-uneven", 67, 40, 24, 30, 3)]  # experts without tokens, too
 IN_FULL = 3  # of the first shapes everything is measured, of the others SwiGLU under given routing

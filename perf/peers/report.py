@@ -38,8 +38,7 @@ def print_tables(results):
 
 
 def spread(row):
-    ms = row["ms"]
-    return f"{ms['median']:.4g} ({ms['min']:.4g}..{ms['max']:.4g})"
+    return f"{row['ms']:.4g} ({row['ms_min']:.4g}..{row['ms_max']:.4g})"
 
 
 def print_stages(rows):
@@ -47,7 +46,7 @@ def print_stages(rows):
     print("|---|---|---:|---:|---:|---:|")
     for row in rows:
         rate = f"{row['tflops']:.4g}" if row["tflops"] else ""
-        name, gbps, error = row["pass"], row["gbps"], row["error"]
+        name, gbps, error = row["part"], row["gbps"], row["error"]
         print(f"| {row['shape']} | {name} | {spread(row)} | {rate} | {gbps:.4g} | {error:.1g} |")
 
 
@@ -57,9 +56,9 @@ def print_layers(rows):
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     by_cell = {}
     for row in rows:
-        by_cell.setdefault(name_of(row), {})[row["pass"]] = row
-    for passes in by_cell.values():
-        forward, backward, both = (passes[name] for name in ("forward", "backward", "forward + backward"))
+        by_cell.setdefault(name_of(row), {})[row["part"]] = row
+    for parts in by_cell.values():
+        forward, backward, both = (parts[name] for name in ("forward", "backward", "forward + backward"))
         memory = both.get("peak_extra_bytes")
         print(f"| {both['shape']} | {both['contestant']} | {spread(forward)} | {forward['tflops']:.4g} "
               f"| {spread(backward)} | {backward['tflops']:.4g} | {both['tflops']:.4g} | {both['gbps']:.4g} "

@@ -18,6 +18,7 @@ from stages import stages_of
 
 PACKAGES = ("torch", "triton", "transformers", "jax", "scattermoe", "nvidia-cublas", "nvidia-cudnn-cu13")
 NO_TIME = "no time left"
+FORMAT = 2  # as in perf/results.py
 
 
 def processor():
@@ -50,9 +51,11 @@ def start_results(args, device):
     if args.resume and os.path.exists(args.json):
         with open(args.json, encoding="utf-8") as file:
             results = json.load(file)
+        if results.get("format") != FORMAT:
+            raise ValueError(f"has format {results.get('format')}, and this goes on with format {FORMAT}")
         kept = {name: why for name, why in results["not_measured"].items() if not why.startswith(NO_TIME)}
         return {**results, "not_measured": kept}
-    return {"command": shlex.join(sys.argv), "date": time.strftime("%F %T UTC", time.gmtime()),
+    return {"format": FORMAT, "program": "peers", "command": shlex.join(sys.argv), "date": time.strftime("%F %T UTC", time.gmtime()),
             "device": device_facts(device), "versions": versions(), "seconds_used": 0.0,
             "rows": [], "not_measured": {}}
 
@@ -87,8 +90,8 @@ class Runner:
         median = sorted(times)[len(times) // 2]
         return {"shape": s.name, "T": s.T, "H": s.H, "I": s.I, "E": s.E, "K": s.K, "dtype": self.dtype_name,
                 "activation": cell.activation, "routing": cell.routing, "contestant": cell.entry.contestant,
-                "pass": which, "error": error, "samples": len(times),
-                "ms": {"median": 1e3 * median, "min": 1e3 * min(times), "max": 1e3 * max(times)},
+                "part": which, "error": error, "samples": len(times),
+                "ms": 1e3 * median, "ms_min": 1e3 * min(times), "ms_max": 1e3 * max(times),
                 "tflops": flops / median / 1e12, "gbps": moved / median / 1e9}
 
     def stage_rows(self, cell, p):

@@ -120,7 +120,7 @@ static void run_refusals(const cumoe_handle_t *handle)
     refuse(cumoe_ep_create_mpi(&ep, NULL, world, 0),
            "cumoe_ep_create_with: handle = NULL, but must come from cumoe_handle_create()");
     refuse(cumoe_ep_create_mpi(&ep, handle, world, -1),
-           "cumoe_ep_create_with: timeout = -1, but must be finite and >= 0 seconds (0 = 600)");
+           "cumoe_ep_create_with: timeout = -1, but must be 0..1e9 seconds (0 = 600)");
     refuse(cumoe_ep_create_mpi(&ep, handle, MPI_COMM_NULL, 0),
            "cumoe_ep_create_mpi: comm = MPI_COMM_NULL, but is required");
     demand(ep == NULL, "ep is unchanged");

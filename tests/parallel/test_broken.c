@@ -160,3 +160,47 @@ Test(broken, another_capacity)
 {
     run_bodies(capacities_differ, 60, 7);
 }
+
+/* Two threads of rank 0 call for it at once. */
+static void *sum_nothing(void *argument)
+{
+    rank_t *r = argument;
+    static int64_t numbers[2];
+    static int next;
+    const int mine = __atomic_fetch_add(&next, 1, __ATOMIC_SEQ_CST);
+    return cumoe_ep_sum(r->ep, &numbers[mine], 1, CUMOE_I64, NULL) == CUMOE_COMM_ERROR ? r : NULL;
+}
+
+static void two_calls_at_once(rank_t *r)
+{
+    pthread_t threads[2];
+    if (cumoe_ep_rank(r->ep) > 0) return;
+    for (int i = 0; i < 2; i++) cr_assert(pthread_create(&threads[i], NULL, sum_nothing, r) == 0);
+    for (int i = 0; i < 2; i++) {
+        void *refused;
+        pthread_join(threads[i], &refused);
+        report_check(&r->report, refused != NULL);
+    }
+}
+
+Test(broken, two_calls_of_a_rank)
+{
+    run_bodies(two_calls_at_once, 60, 0);
+}
+
+/* A plan that is made again serves the new call alone. */
+static void plan_again(rank_t *r)
+{
+    if (!create(r) || !report_check(&r->report, plan(r) == CUMOE_SUCCESS)) return;
+    cumoe_forward_args_t first = r->forward;
+    first.plan = r->plan;
+    r->forward.routing = buffer_get(&r->buffers, r->forward.routing_size);
+    report_check(&r->report, plan(r) == CUMOE_SUCCESS);
+    report_check(&r->report, device_layer_forward(r->handle, r->layer, &first) == CUMOE_INVALID_ARGUMENT);
+    report_check(&r->report, strstr(cumoe_last_error(), "a plan of its own") != NULL);
+}
+
+Test(broken, plan_of_another_call)
+{
+    run_bodies(plan_again, 60, 0);
+}

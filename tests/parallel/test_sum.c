@@ -15,7 +15,7 @@ static void set(void *data, cumoe_dtype_t dtype, int64_t i, double value)
     if (dtype == CUMOE_I32)
         ((int32_t *)data)[i] = (int32_t)value;
     else if (dtype == CUMOE_I64)
-        ((int64_t *)data)[i] = (int64_t)value << 30;
+        ((int64_t *)data)[i] = (int64_t)value * ((int64_t)1 << 30);
     else
         real_set(data, dtype, i, value);
 }

@@ -264,8 +264,7 @@ Test(transport, refusals)
     REFUSED(cumoe_ep_create_with(NULL, handle, &good, 0), "ep = NULL, but the result needs a place");
     REFUSED(cumoe_ep_create_with(&ep, NULL, &good, 0), "handle = NULL, but must come from cumoe_handle_create()");
     REFUSED(cumoe_ep_create_with(&ep, handle, NULL, 0), "transport = NULL, but is required");
-    REFUSED(cumoe_ep_create_with(&ep, handle, &good, -2),
-            "timeout = -2, but must be finite and >= 0 seconds (0 = 600)");
+    REFUSED(cumoe_ep_create_with(&ep, handle, &good, -2), "timeout = -2, but must be 0..1e9 seconds (0 = 600)");
     BAD(struct_size, 8, "transport.struct_size = 8, but must be the size of the struct in the header, at least 56");
     BAD(num_ranks, 0, "transport.num_ranks = 0, but must be 1..1024");
     BAD(num_ranks, 1025, "transport.num_ranks = 1025, but must be 1..1024");

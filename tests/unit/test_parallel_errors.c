@@ -63,6 +63,7 @@ Test(parallel_errors, groups)
     REFUSE(cumoe_ep_create_local(ep, x.handle, 2, -1), INVALID_ARGUMENT, local, "timeout", "-1");
     REFUSE(cumoe_ep_create_local(ep, x.handle, 2, NAN), INVALID_ARGUMENT, local, "timeout", "nan");
     REFUSE(cumoe_ep_create_local(ep, x.handle, 2, INFINITY), INVALID_ARGUMENT, local, "timeout", "inf");
+    REFUSE(cumoe_ep_create_local(ep, x.handle, 2, 1.1e9), INVALID_ARGUMENT, local, "timeout", "1.1e+09");
     report_check(&x.report, ep[0] == NULL);
 
     REFUSE(cumoe_ep_wait(NULL, NULL, 0), INVALID_ARGUMENT, "cumoe_ep_wait", "ep", "NULL");
@@ -174,7 +175,8 @@ Test(parallel_errors, plans)
     REFUSE(cumoe_ep_plan(x.bounded, &a, x.plan, &sizes, NULL), INVALID_ARGUMENT, "cumoe_ep_plan", "plan", NULL);
     REFUSE(cumoe_ep_plan(x.planned, &a, x.plan, NULL, NULL), INVALID_ARGUMENT, "cumoe_ep_plan", "sizes", "NULL");
     a.plan = x.plan;
-    REFUSE(cumoe_layer_forward(x.planned, &a, NULL), INVALID_ARGUMENT, "cumoe_layer_forward", "plan", "-1 tokens");
+    REFUSE(cumoe_layer_forward(x.planned, &a, NULL), INVALID_ARGUMENT, "cumoe_layer_forward", "plan",
+           "has not made it yet");
     REFUSE(cumoe_layer_forward(x.alone, &a, NULL), INVALID_ARGUMENT, "cumoe_layer_forward", "plan", NULL);
     REFUSE(cumoe_layer_forward(x.bounded, &a, NULL), INVALID_ARGUMENT, "cumoe_layer_forward", "plan", NULL);
     a.plan = NULL;

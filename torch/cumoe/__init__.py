@@ -17,7 +17,6 @@ from .modules import Experts, MoE
 from .output import MoEOutput, Statistics
 
 
-
 def register_transformers(name="cumoe"):
     """Let Hugging Face models take cumoe's experts: experts_implementation=name in from_pretrained(), or
     model.set_experts_implementation(name)."""

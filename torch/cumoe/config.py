@@ -1,6 +1,8 @@
 """What a layer computes: the fields of the C interface's cumoe_config_t, with names for its kinds."""
 
 import dataclasses
+import itertools
+import zlib
 
 import torch
 
@@ -22,10 +24,10 @@ def gate_dtype(dtype):
 
 
 def number_of(names, name, what):
-    """The number that the C interface has for a name."""
+    """The number that the C interface has for a name, as the operators take all numbers."""
     if name not in names:
         raise ValueError(f"cumoe: {what} = {name!r}, but must be one of {', '.join(names)}")
-    return names.index(name)
+    return float(names.index(name))
 
 
 def _make(fields):
@@ -57,19 +59,19 @@ class Config:
     max_sms: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "numbers", self._numbers())
-        object.__setattr__(self, "reals", (self.swiglu_limit, self.swiglu_alpha, self.noise_epsilon))
+        object.__setattr__(self, "numbers", tuple(float(number) for number in self._numbers()))
 
     def __reduce__(self):
         """Fields alone travel: the order of numbers is that of a version."""
         return _make, ({field.name: getattr(self, field.name) for field in dataclasses.fields(self)},)
 
     def _numbers(self):
-        """As the operators take them; ops.cc has the same order."""
+        """As the operators take them; call.h has the same order."""
         return (number_of(GATES, self.gate, "gate"), number_of(ACTIVATIONS, self.activation, "activation"),
                 number_of(PLACEMENTS, self.glu, "glu"), self.top_k, self.num_groups, self.top_k_groups,
-                int(self.renormalize), self.noise_stream, self.max_rows, int(self.recompute),
-                number_of(COMPUTES, self.compute, "compute"), self.max_sms)
+                self.renormalize, self.noise_stream, self.max_rows, self.recompute,
+                number_of(COMPUTES, self.compute, "compute"), self.max_sms, self.swiglu_limit, self.swiglu_alpha,
+                self.noise_epsilon, SAVED_LAYOUT)
 
     def check(self, dtype=torch.float32):
         """Raise ValueError with the library's sentence if no CPU layer can have this configuration."""
@@ -77,9 +79,28 @@ class Config:
             raise ValueError(f"cumoe: dtype = {dtype}, but must be one of {', '.join(map(str, DTYPES))}")
         if self.compute == "tf32":  # a matter of the device
             return dataclasses.replace(self, compute="exact").check(dtype)
-        numbers, reals = self.numbers, self.reals
-        sizes = [self.hidden_size, self.intermediate_size, self.num_experts, int(self.bias)]
         try:
-            torch.ops.cumoe.saved_bound(numbers, reals, sizes, DTYPES[dtype], -1)
+            self.saved_bound(dtype)
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[0]) from None
+
+    def saved_bound(self, dtype):
+        """What forward keeps for backward on the CPU: base, per_token, from (call.h)."""
+        sizes = [self.hidden_size, self.intermediate_size, self.num_experts, int(self.bias)]
+        return torch.ops.cumoe.saved_bound(self.numbers, sizes, DTYPES[dtype], -1)
+
+
+def _saved_layout():
+    """A number that another library has when it keeps more or less for backward. Traced graphs have it among their
+    constants, so that what a compiler stored on disk is not taken for another library."""
+    bounds = []
+    for gate, activation, recompute in itertools.product(GATES, ACTIVATIONS, (False, True)):
+        own = {"hierarchical": dict(num_groups=4, top_k_groups=2), "softmax": dict(top_k=0)}.get(gate, {})
+        kind = dict(hidden_size=16, intermediate_size=16, num_experts=8, top_k=4) | own
+        config = Config(**kind, gate=gate, activation=activation, recompute=recompute)
+        bounds += [config.saved_bound(dtype) for dtype in DTYPES]
+    return float(zlib.crc32(repr(bounds).encode()))
+
+
+SAVED_LAYOUT = 0.0  # while it is computed
+SAVED_LAYOUT = _saved_layout()

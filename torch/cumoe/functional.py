@@ -3,12 +3,13 @@
 import functools
 
 import torch
+from torch.autograd import forward_ad
 
 from . import ops
-from .config import ACTIVATIONS, COMPUTES, GATES, LOSS_WEIGHTS, PLACEMENTS, gate_dtype, number_of
+from .config import ACTIVATIONS, COMPUTES, GATES, LOSS_WEIGHTS, PLACEMENTS, SAVED_LAYOUT, gate_dtype, number_of
 from .output import MoEOutput
 
-_EXTERNAL = GATES.index("external")
+_EXTERNAL = number_of(GATES, "external", "gate")
 
 
 def _cast(dtype, tensors):
@@ -25,12 +26,14 @@ def _autocast(x, arrays):
 
 
 def _needs_gradient(*tensors):
+    if forward_ad._current_level >= 0:  # there may be tangents, which autograd.Function refuses
+        return True
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _rows(x, columns, what="x"):
+def _rows(x, columns):
     if x.dim() == 0 or x.size(-1) != columns:
-        raise ValueError(f"cumoe: {what} has shape {list(x.shape)}, but its last size must be {columns}")
+        raise ValueError(f"cumoe: x has shape {list(x.shape)}, but its last size must be {columns}")
     return x if x.dim() == 2 else x.reshape(-1, columns)
 
 
@@ -47,25 +50,31 @@ def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None
 
     recompute: the backward pass computes the pre-activations again, which saves the memory to keep them.
     """
-    numbers = [_EXTERNAL, number_of(ACTIVATIONS, activation, "activation"), number_of(PLACEMENTS, glu, "glu"), 0, 0, 0, 0,
-               0, 0, int(recompute), number_of(COMPUTES, compute, "compute"), max_sms]
-    return apply_experts(x, index, weight, (w_up, w_glu, w_down, b_up, b_glu, b_down), numbers,
-                         [swiglu_limit, swiglu_alpha, 0.0])
+    numbers = (_EXTERNAL, number_of(ACTIVATIONS, activation, "activation"), number_of(PLACEMENTS, glu, "glu"), 0.0, 0.0,
+               0.0, 0.0, 0.0, 0.0, float(recompute), number_of(COMPUTES, compute, "compute"), float(max_sms),
+               float(swiglu_limit), float(swiglu_alpha), 0.0, SAVED_LAYOUT)
+    return apply_experts(x, index, weight, (w_up, w_glu, w_down, b_up, b_glu, b_down), numbers)
 
 
-def apply_experts(x, index, weight, arrays, numbers, reals):
-    """experts(), with a configuration as Config.numbers and Config.reals, but for top_k."""
+def apply_experts(x, index, weight, arrays, numbers):
+    """experts(), with a configuration as Config.numbers; the operator knows top_k by `index`."""
     x, arrays = _autocast(x, arrays)
-    shape, hidden, chosen = x.shape, arrays[2].size(1), index.size(-1)
+    shape, hidden = x.shape, arrays[2].size(1)
     if weight.dtype != x.dtype and weight.dtype != gate_dtype(x.dtype):
         weight = weight.to(gate_dtype(x.dtype))
-    numbers = [*numbers[:ops.TOP_K], chosen, *numbers[ops.TOP_K + 1:]]
-    arguments = (_rows(x, hidden), _rows(index, chosen, "index"), _rows(weight, chosen, "weight"), *arrays, numbers,
-                 reals)
-    if _needs_gradient(x, weight, *arrays):
-        y = ops.Experts.apply(*arguments)
-    else:
-        y, _ = torch.ops.cumoe.experts(*arguments, False)
+    if len(shape) != 2:
+        index, weight = (tensor.reshape(-1, tensor.size(-1)) for tensor in (index, weight))
+    arguments = (_rows(x, hidden), index, weight, *arrays, numbers)
+    keep = _needs_gradient(x, weight, *arrays)
+    try:
+        if torch.compiler.is_exporting():
+            y, _ = torch.ops.cumoe.experts(*arguments, keep)
+        elif keep:
+            y = ops.Experts.apply(*arguments, True)
+        else:
+            y, _ = torch.ops.cumoe.experts_forward(*arguments, False)
+    except RuntimeError as error:
+        raise ops.own_error(error)
     return y if len(shape) == 2 else y.view(shape)
 
 
@@ -103,11 +112,16 @@ def moe(x, config, *, w_down, w_up=None, w_glu=None, b_up=None, b_glu=None, b_do
             raise ValueError(f"cumoe: token_mask has shape {list(token_mask.shape)}, but must have that of x without "
                              f"its last size, {list(x.shape[:-1])}")
         token_mask = token_mask.reshape(-1)
-    arguments = (_rows(x, config.hidden_size), *arrays, token_mask, call, config.numbers, config.reals, training)
-    if _needs_gradient(x, *arrays):
-        y, losses, _, *rest = ops.Moe.apply(*arguments)
+    arguments = (_rows(x, config.hidden_size), *arrays, token_mask, call, config.numbers, training)
+    keep = _needs_gradient(x, *arrays)
+    if torch.compiler.is_exporting():
+        operator = torch.ops.cumoe.moe
     else:
-        y, losses, _, *rest = torch.ops.cumoe.moe(*arguments, False)
+        operator = ops.Moe.apply if keep else torch.ops.cumoe.moe_forward
+    try:
+        y, losses, _, *rest = operator(*arguments, keep)
+    except RuntimeError as error:
+        raise ops.own_error(error)
     weights = tuple(float(weight) for weight in loss_weights) + (0.0,) * (ops.NUM_LOSSES - len(loss_weights))
     loss = torch.dot(losses, _loss_weights(weights, losses))
     return MoEOutput(y if x.dim() == 2 else y.view(x.shape), loss, losses, *rest)

@@ -78,8 +78,7 @@ class Experts(_ExpertArrays):
     def forward(self, x, index, weight):
         c = self.config
         biases = (self.b_up, self.b_glu, self.b_down) if c.bias else (None, None, None)
-        return functional.apply_experts(x, index, weight, (self.w_up, self.w_glu, self.w_down, *biases), c.numbers,
-                                        c.reals)
+        return functional.apply_experts(x, index, weight, (self.w_up, self.w_glu, self.w_down, *biases), c.numbers)
 
 
 class MoE(_ExpertArrays):
@@ -133,6 +132,14 @@ class MoE(_ExpertArrays):
         for numbers in self.thresholds, self.gate_bias:
             if numbers is not None:
                 nn.init.zeros_(numbers)
+
+    def _apply(self, function, recurse=True):
+        """The selection bias keeps its type: in 16 bits the small steps of update_gate_bias() would be lost."""
+        kept = self.gate_bias
+        super()._apply(function, recurse)
+        if kept is not None and self.gate_bias.dtype != kept.dtype:
+            self.gate_bias = kept.to(self.gate_bias.device)
+        return self
 
     def forward(self, x, token_mask=None, call=None):
         """x [..., hidden_size]; token_mask [...], False = padding; call: see functional.moe, drawn if it is None."""

@@ -1,5 +1,8 @@
 """On a GPU: the same results as on the CPU, PyTorch's current stream, graphs, no waiting. Skipped where there is none."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -38,9 +41,9 @@ def test_runs_on_the_current_stream_and_waits_for_nothing():
     moe = make_moe("softmax_topk", torch.float32).cuda().eval()
     x = torch.randn(T, H, device="cuda")
     with torch.no_grad():
-        expected = moe(x).y
+        expected, value = moe(x).y, torch.zeros_like(x)
         torch.cuda.synchronize()
-        stream, value = torch.cuda.Stream(), torch.zeros_like(x)
+        stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             torch.cuda._sleep(10**9)
             value.copy_(x)
@@ -86,6 +89,7 @@ def test_cuda_graph(gate):
 
 
 def test_compile_with_cuda_graphs():
+    pytest.importorskip("triton")
     moe = make_moe("softmax_topk", torch.float32).cuda()
     compiled = torch.compile(moe, fullgraph=True, mode="reduce-overhead")
     for _ in range(4):
@@ -103,6 +107,27 @@ def test_another_device_than_the_current_one():
     assert torch.cuda.current_device() == 0 and second[0].device.index == 1
     for a, b in zip(first, second):
         assert_same_bits(a.cpu(), b.cpu())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_no_context_on_the_current_device():
+    """Memory of a GPU is taken where PyTorch works on another."""
+    code = """
+import torch, cumoe
+moe = cumoe.MoE(8, 8, 4, 2).to("cuda:1")
+out = moe(torch.randn(5, 8, device="cuda:1"))
+(out.y.sum() + out.loss).backward()
+torch.cuda.synchronize("cuda:1")
+assert torch._C._cuda_hasPrimaryContext(1) and not torch._C._cuda_hasPrimaryContext(0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_out_of_memory_is_pytorchs_own():
+    experts, tokens = cumoe.Experts(1, 4 * 10**6, 1, device="cuda"), 10**7
+    x, index = torch.zeros(tokens, 1, device="cuda"), torch.zeros(tokens, 1, dtype=torch.int64, device="cuda")
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        experts(x, index, x)
 
 
 def test_cpu_tensors_beside_cuda_tensors_are_refused():

@@ -1,12 +1,13 @@
 """The modules as PyTorch users handle them."""
 
 import copy
+import pathlib
 import pickle
-import subprocess
-import sys
+import runpy
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import nn
 
 import cumoe
@@ -170,6 +171,19 @@ def test_gate_bias():
         make_moe("noisy_topk").update_gate_bias(out.expert_count)
 
 
+def test_gate_bias_is_not_rounded():
+    """Steps of 0.001 add up where tokens and weights have 16 bits; double precision has a bias in float32, too."""
+    for convert in nn.Module.bfloat16, nn.Module.half, nn.Module.double:
+        moe = make_moe("sigmoid_topk", torch.float32)
+        nn.init.constant_(moe.gate_bias, 1)
+        moe = convert(moe)
+        count = torch.tensor([9, 1, 1, 1, 1, 1, 1, 1], dtype=torch.int32)
+        moe.update_gate_bias(count)
+        assert moe.gate_bias.dtype == torch.float32 and moe.gate_bias[0] < 1 < moe.gate_bias[1]
+        assert moe(torch.randn(T, H, dtype=moe.w_down.dtype)).y.isfinite().all()
+    assert copy.deepcopy(moe).to("meta").to_empty(device="cpu").gate_bias.dtype == torch.float32
+
+
 def test_recompute_gives_the_same_bits():
     x = torch.randn(T, H, dtype=torch.bfloat16)
     assert_same_step(step(make_moe("noisy_topk", torch.bfloat16, recompute=True), x),
@@ -201,30 +215,17 @@ def test_compile(gate):
     assert_same_step(step(compiled, x), step(moe, x))
 
 
+# Which instructions the processor has is found out by compiling a program for each, which takes longer than the test.
+@torch._inductor.config.patch({"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False, "compile_threads": 1})
 def test_compile_with_inductor_and_unknown_numbers_of_tokens():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.moe = make_moe("softmax_topk", torch.float32)
-            self.experts = cumoe.Experts(H, 12, 8, activation="swiglu")
-
-        def forward(self, x):
-            out = self.moe(torch.nn.functional.silu(x))
-            return self.experts(out.y, out.chosen_expert, out.chosen_weight.detach()), out.loss
-
-    model = Model()
+    model = Both()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for tokens in 9, 12, 31:
         x = torch.randn(tokens, H, requires_grad=True)
-        results = []
-        for function in model, compiled:
-            model.zero_grad()
-            y, loss = function(x)
-            results.append([y, loss, *torch.autograd.grad(y.sum() + loss, [x, *model.parameters()])])
-        for a, b in zip(*results):
+        for a, b in zip(results_and_gradients(compiled, model, x), results_and_gradients(model, model, x), strict=True):
             torch.testing.assert_close(a, b)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
@@ -261,6 +262,70 @@ def test_export():
         program = torch.export.export(moe, (torch.randn(T, H),), dynamic_shapes=dynamic)
         x = torch.randn(2 * T, H)
         assert_same_bits(program.module()(x).y, moe(x).y)
+
+
+class Both(nn.Module):
+    """A layer and experts that it routes for."""
+
+    def __init__(self):
+        super().__init__()
+        self.moe = make_moe("softmax_topk", torch.float32)
+        self.experts = cumoe.Experts(H, 12, 8, activation="swiglu")
+
+    def forward(self, x):
+        out = self.moe(torch.nn.functional.silu(x))
+        return self.experts(out.y, out.chosen_expert, out.chosen_weight.detach()), out.loss
+
+
+def results_and_gradients(function, model, x):
+    y, loss = function(x)
+    return [y, loss, *torch.autograd.grad(y.sum() + loss, [x, *model.parameters()])]
+
+
+def test_exported_programs_have_gradients():
+    model, x = Both(), torch.randn(T, H, requires_grad=True)
+    program = torch.export.export(model, (x,)).module()
+    for a, b in zip(results_and_gradients(program, program, x), results_and_gradients(model, model, x), strict=True):
+        assert_same_bits(a, b)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,)).module()
+    with pytest.raises(RuntimeError, match="keep = False"):
+        results_and_gradients(program, program, x)
+
+
+def graph_of(function, *arguments):
+    """What a compiler gets, as text."""
+    graphs = []
+
+    def backend(module, example_inputs):
+        graphs.append(str(module.graph))
+        return module
+
+    torch._dynamo.reset()
+    torch.compile(function, fullgraph=True, backend=backend)(*arguments)
+    return graphs[0]
+
+
+def test_graphs_are_those_of_one_library(monkeypatch):
+    """Compilers store them on disk: another library, which keeps more for backward, must not find them."""
+    def graphs():
+        moe, experts = make_moe("softmax_topk", torch.float32), cumoe.Experts(H, 12, 8)
+        x, index, weight = torch.randn(T, H), torch.randint(0, 8, (T, 3)), torch.rand(T, 3)
+        arrays = experts.w_up, experts.w_down
+        return (graph_of(moe, x), graph_of(experts, x, index, weight),
+                graph_of(lambda x: cumoe.functional.experts(x, index, weight, *arrays), x))
+
+    first = graphs()
+    assert graphs() == first
+    bound = cumoe.Config.saved_bound
+    with monkeypatch.context() as patch:
+        patch.setattr(cumoe.Config, "saved_bound", lambda *a: (bound(*a)[0] + 64, *bound(*a)[1:]))
+        other = cumoe.config._saved_layout()
+    assert other != cumoe.config.SAVED_LAYOUT == cumoe.config._saved_layout()
+    monkeypatch.setattr(cumoe.config, "SAVED_LAYOUT", other)
+    monkeypatch.setattr(cumoe.functional, "SAVED_LAYOUT", other)
+    for a, b in zip(first, graphs()):
+        assert a != b
 
 
 def test_repr():
@@ -303,16 +368,18 @@ def test_training_lowers_the_loss():
     assert last < 0.2 * first
 
 
-def test_ddp_sees_every_gradient():
+def test_ddp_sees_every_gradient(tmp_path):
     """One process of gloo: DistributedDataParallel registers its hooks and finds all parameters used."""
-    code = """
-import tempfile, torch, cumoe
-with tempfile.NamedTemporaryFile() as file:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file.name}x", rank=0, world_size=1)
-    moe = torch.nn.parallel.DistributedDataParallel(cumoe.MoE(8, 8, 4, 2))
-    for _ in range(2):
-        out = moe(torch.randn(5, 8))
-        (out.y.sum() + out.loss).backward()
-    torch.distributed.destroy_process_group()
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/gloo", rank=0, world_size=1)
+    try:
+        moe = nn.parallel.DistributedDataParallel(make_moe("noisy_topk", torch.float32))
+        for _ in range(2):
+            out = moe(torch.randn(5, H))
+            (out.y.sum() + out.loss).backward()
+        assert gradients(moe).keys() == dict(moe.named_parameters()).keys()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_example():
+    runpy.run_path(pathlib.Path(__file__).parents[1] / "examples/layer.py")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import forward_ad, gradcheck
 
 import cumoe
 from cases import DTYPES, GATES, assert_same_bits, every_gate, make_moe
@@ -11,8 +11,9 @@ from cumoe import ops
 
 ARRAYS = ops.ARRAYS
 T, H, I, E, K = 7, 10, 12, 8, 2
-WITHOUT_VALUES = ("test_schema", "test_autograd_registration", "test_faketensor")
-CHECKS = (*WITHOUT_VALUES, "test_aot_dispatch_dynamic")  # this one compares values, so nothing may be unwritten
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
+# Slow, and it compares values, so that nothing may be unwritten. test_modules.py compiles every gate.
+COMPILED = (*CHECKS, "test_aot_dispatch_dynamic")
 
 
 def noise():
@@ -23,7 +24,7 @@ def moe_arguments(moe, x, training, mask=None):
     arrays = [getattr(moe, name) for name in ARRAYS]
     arrays = [None if array is None else array.detach() for array in arrays]
     call = noise() if training and "noisy" in moe.config.gate else None
-    return (x, *arrays, mask, call, moe.config.numbers, moe.config.reals, training)
+    return (x, *arrays, mask, call, moe.config.numbers, training)
 
 
 @every_gate
@@ -31,57 +32,56 @@ def moe_arguments(moe, x, training, mask=None):
 def test_opcheck_moe(gate, training):
     moe = make_moe(gate, bias=True)
     arguments = moe_arguments(moe, torch.randn(T, H, dtype=torch.float64), training, torch.arange(T) != 3)
-    written = gate != "balanced"  # chosen_expert has room for more slots than there are
-    torch.library.opcheck(torch.ops.cumoe.moe, (*arguments, False), test_utils=CHECKS if written else WITHOUT_VALUES)
-    torch.library.opcheck(torch.ops.cumoe.moe, (*arguments, True), test_utils=WITHOUT_VALUES)
+    compiled = gate in ("noisy_topk", "softmax")  # choices of K experts, and of all
+    torch.library.opcheck(torch.ops.cumoe.moe, (*arguments, False), test_utils=COMPILED if compiled else CHECKS)
+    for operator in torch.ops.cumoe.moe, torch.ops.cumoe.moe_forward:
+        torch.library.opcheck(operator, (*arguments, True), test_utils=CHECKS)
     y, losses, saved, *_ = torch.ops.cumoe.moe(*arguments, True)
     x, arrays, (mask, call, *rest) = arguments[0], arguments[1:1 + len(ARRAYS)], arguments[1 + len(ARRAYS):]
     wanted = [True] + [array is not None and name != "gate_bias" for name, array in zip(ARRAYS, arrays)] + [False]
     torch.library.opcheck(torch.ops.cumoe.moe_backward,
                           (torch.ones_like(y), torch.ones_like(losses), saved, x, *arrays, mask, *rest, False, wanted),
-                          test_utils=CHECKS)
+                          test_utils=COMPILED if compiled else CHECKS)
 
 
-def expert_arrays(dtype=torch.float64, glu="separate", bias=True, transposed=False, requires_grad=False):
+def expert_arrays(dtype=torch.float64, glu="separate", transposed=False, requires_grad=False, hidden=H, inner=I):
     """Arguments of functional.experts beside x, index, weight."""
     torch.manual_seed(3)
-    rows = I if glu == "separate" else 2 * I
+    rows = inner if glu == "separate" else 2 * inner
 
     def matrix(*size):
         made = torch.randn(E, size[1], size[0], dtype=dtype) if transposed else torch.randn(E, *size, dtype=dtype)
         made.requires_grad_(requires_grad)
         return made.transpose(1, 2) if transposed else made
 
-    arrays = dict(w_up=matrix(rows, H), w_down=matrix(H, I))
+    arrays, biases = dict(w_up=matrix(rows, hidden), w_down=matrix(hidden, inner)), dict(b_up=rows, b_down=hidden)
     if glu == "separate":
-        arrays["w_glu"] = matrix(I, H)
-    if bias:
-        sizes = dict(b_up=rows, b_down=H) | (dict(b_glu=I) if glu == "separate" else {})
-        arrays |= {name: torch.randn(E, n, dtype=dtype, requires_grad=requires_grad) for name, n in sizes.items()}
-    return arrays
+        arrays["w_glu"], biases["b_glu"] = matrix(inner, hidden), inner
+    return arrays | {name: torch.randn(E, n, dtype=dtype, requires_grad=requires_grad) for name, n in biases.items()}
 
 
-def routing(dtype=torch.float64, tokens=T):
+def routing(dtype=torch.float64, tokens=T, hidden=H):
     torch.manual_seed(4)
     index = torch.randint(-1, E + 1, (tokens, K))
-    return torch.randn(tokens, H, dtype=dtype), index, torch.rand(tokens, K, dtype=dtype)
+    return torch.randn(tokens, hidden, dtype=dtype), index, torch.rand(tokens, K, dtype=dtype)
 
 
 def expert_arguments(arrays, x, index, weight):
-    numbers = [2, cumoe.config.ACTIVATIONS.index("swiglu"), 0, K, 0, 0, 0, 0, 0, 0, 0, 0]
-    return (x, index, weight, *(arrays.get(name) for name in ARRAYS[6:]), numbers, [7.0, 1.702, 0.0])
+    config = cumoe.Config(H, I, E, K, "external", "swiglu")
+    return (x, index, weight, *(arrays.get(name) for name in ARRAYS[6:]), config.numbers)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_opcheck_experts(transposed):
     arguments = expert_arguments(expert_arrays(transposed=transposed), *routing())
-    torch.library.opcheck(torch.ops.cumoe.experts, (*arguments, False), test_utils=CHECKS)
-    torch.library.opcheck(torch.ops.cumoe.experts, (*arguments, True), test_utils=WITHOUT_VALUES)
+    torch.library.opcheck(torch.ops.cumoe.experts, (*arguments, False), test_utils=COMPILED)
+    for operator in torch.ops.cumoe.experts, torch.ops.cumoe.experts_forward:
+        torch.library.opcheck(operator, (*arguments, True), test_utils=CHECKS)
     y, saved = torch.ops.cumoe.experts(*arguments, True)
     x, index, weight, *rest = arguments
     wanted = [True] + [False] * 6 + [True] * 6 + [True]
     torch.library.opcheck(torch.ops.cumoe.experts_backward, (torch.ones_like(y), saved, x, weight, *rest, wanted),
-                          test_utils=CHECKS)
+                          test_utils=COMPILED)
 
 
 def test_opcheck_gate_bias_update():
@@ -89,13 +89,22 @@ def test_opcheck_gate_bias_update():
                           (torch.zeros(4), torch.tensor([1, 2, 3, 4], dtype=torch.int32), 0.5))
 
 
+def test_gate_bias_update_is_noticed():
+    """By the version counter, and in a view with gaps."""
+    bias, count = torch.zeros(4, 2), torch.tensor([1, 2, 3, 4], dtype=torch.int32)
+    before = bias._version
+    torch.ops.cumoe.gate_bias_update(bias[:, 0], count, 0.5)
+    assert bias._version == before + 1
+    assert torch.equal(bias, torch.tensor([[0.5, 0], [0.5, 0], [-0.5, 0], [-0.5, 0]]))
+
+
 @every_gate
 @pytest.mark.parametrize("training", [False, True])
 def test_gradcheck_moe(gate, training):
     """Of y and of every loss, with regard to everything that has a gradient."""
-    moe = make_moe(gate, bias=True)
+    moe = make_moe(gate, bias=True, hidden=5, inner=3)
     names = [name for name, _ in moe.named_parameters()]
-    x = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(T, 5, dtype=torch.float64, requires_grad=True)
     mask = torch.arange(T) != 3
     rest = dict(token_mask=mask, call=noise(), training=training)
     if moe.gate_bias is not None:
@@ -115,8 +124,8 @@ def test_gradcheck_moe(gate, training):
 @pytest.mark.parametrize("glu", ["separate", "first", "last", "interleaved"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_gradcheck_experts(glu, transposed):
-    arrays = expert_arrays(glu=glu, transposed=transposed, requires_grad=True)
-    x, index, weight = routing()
+    arrays = expert_arrays(glu=glu, transposed=transposed, requires_grad=True, hidden=5, inner=3)
+    x, index, weight = routing(hidden=5)
     names = list(arrays)
 
     def function(x, weight, *values):
@@ -222,6 +231,16 @@ def test_no_tokens():
     assert F.experts(x, index, weight, **expert_arrays(), activation="swiglu").shape == (0, H)
 
 
+def test_shapes_of_tokens():
+    """One token, or many in any shape."""
+    x, index, weight = routing(tokens=6)
+    arrays = expert_arrays()
+    y = F.experts(x, index, weight, **arrays, activation="swiglu")
+    assert torch.equal(F.experts(x[2], index[2], weight[2], **arrays, activation="swiglu"), y[2])
+    shaped = (tensor.view(2, 3, -1) for tensor in (x, index, weight))
+    assert torch.equal(F.experts(*shaped, **arrays, activation="swiglu"), y.view(2, 3, -1))
+
+
 def test_sentinels_contribute_nothing():
     x, index, weight = routing(torch.float32)
     arrays = expert_arrays(torch.float32, requires_grad=True)
@@ -318,9 +337,89 @@ def test_autocast():
 def test_no_second_gradient():
     moe = make_moe("softmax_topk")
     x = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
-    gradient = torch.autograd.grad(moe(x).y.sum(), x, create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="create_graph=True"):
-        gradient.sum().backward()
+    arrays = [getattr(moe, name) for name in ARRAYS]
+    for y in moe(x).y, torch.ops.cumoe.moe(x, *arrays, None, None, moe.config.numbers, True, True)[0]:
+        gradient = torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match="create_graph=True"):
+            gradient.sum().backward()
+
+
+def test_operators_of_graphs_have_gradients():
+    """Those of torch.ops.cumoe.moe and experts, which exported programs call, are those of the functional forms."""
+    moe = make_moe("softmax_topk")
+    x = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
+    arrays = [getattr(moe, name) for name in ARRAYS]
+    out, wanted = moe(x), [x, *moe.parameters()]
+    y, losses, *_ = torch.ops.cumoe.moe(x, *arrays, None, None, moe.config.numbers, True, True)
+    for a, b in zip(torch.autograd.grad(y.sum() + losses.sum(), wanted),
+                    torch.autograd.grad(out.y.sum() + out.losses.sum(), wanted)):
+        assert_same_bits(a, b)
+    arrays = expert_arrays(requires_grad=True)
+    x, index, weight = routing()
+    wanted = [x.requires_grad_(), weight.requires_grad_(), *arrays.values()]
+    y, _ = torch.ops.cumoe.experts(*expert_arguments(arrays, x, index, weight), True)
+    for a, b in zip(torch.autograd.grad(y.sum(), wanted),
+                    torch.autograd.grad(F.experts(x, index, weight, **arrays, activation="swiglu").sum(), wanted)):
+        assert_same_bits(a, b)
+    y, _ = torch.ops.cumoe.experts(*expert_arguments(arrays, x, index, weight), False)
+    with pytest.raises(RuntimeError, match="keep = False, which kept nothing"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_is_refused(frozen):
+    moe = make_moe("softmax_topk", torch.float32).requires_grad_(not frozen)
+    experts = cumoe.Experts(H, I, E).requires_grad_(not frozen)
+    x, index, weight = routing(torch.float32)
+    for function in (lambda x: moe(x).y), (lambda x: experts(x, index, weight)):
+        with forward_ad.dual_level():
+            assert function(x).isfinite().all()
+            with pytest.raises(RuntimeError, match="cumoe: forward-mode gradients are not supported"):
+                function(forward_ad.make_dual(x, torch.ones_like(x)))
+        with pytest.raises(RuntimeError, match="functorch"):  # of PyTorch
+            torch.func.jvp(function, (x,), (torch.ones_like(x),))
+
+
+def test_out_of_memory_is_pytorchs_own():
+    """More than any address space has: y, what is kept, and gradients."""
+    tokens, inner = 10**7, 4 * 10**6
+    x, index, weight = torch.zeros(tokens, 1), torch.zeros(tokens, 1, dtype=torch.int64), torch.zeros(tokens, 1)
+    with pytest.raises(RuntimeError) as of_pytorch:
+        torch.empty(2**47)
+    with pytest.raises(RuntimeError) as raised:
+        F.experts(x, index, weight, torch.zeros(1, inner, 1), torch.zeros(1, 1, inner))
+    assert type(raised.value) is type(of_pytorch.value)
+    assert "DefaultCPUAllocator" in str(of_pytorch.value) and "DefaultCPUAllocator" in str(raised.value)
+    error = RuntimeError("cumoe: out of memory: cumoe_layer_forward: CUDA device 0: out of memory")  # of the library
+    assert type(ops.own_error(error)) is torch.OutOfMemoryError and str(ops.own_error(error)) == str(error)
+    error = RuntimeError("cumoe: PyTorch gave no tensor of 8 bytes on cpu")  # which it has by now
+    assert ops.own_error(error) is error
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 20, 64])
+@pytest.mark.parametrize("max_rows", [0, 32])
+def test_what_balanced_keeps(tokens, max_rows):
+    """Enough around the number of tokens that has max_rows = 2 a token, and little more than without it."""
+    moe = make_moe("balanced", max_rows=max_rows)
+    x = torch.randn(tokens, H, dtype=torch.float64, requires_grad=True)
+    for training in False, True:
+        moe.train(training)
+        out = moe(x)
+        (out.y.sum() + out.loss).backward()
+    sizes = [len(torch.ops.cumoe.moe(*moe_arguments(other, x.detach(), True), True)[2])
+             for other in (moe, make_moe("softmax_topk", top_k=2))]
+    room = 2 * max(tokens, max_rows / 2, E / 2) / (2 * tokens)  # rows there may be, to those of two a token
+    assert sizes[0] < 1.2 * room * sizes[1] + 2048
+
+
+def test_nothing_unwritten_beside_sums():
+    """Rows of five experts are eight numbers apart, in memory that was used before."""
+    moe, x = cumoe.MoE(H, I, 5, 2, gate="softmax_topk"), torch.randn(T, H)
+    for _ in range(9):
+        used = [torch.full((2, 8), torch.nan) for _ in range(99)]
+        del used
+        sums = moe(x).sums
+        assert sums.shape == (2, 8) and not sums[:, 5:].any()
 
 
 def test_threads_change_no_bits():
@@ -386,14 +485,14 @@ BACKWARD_REFUSED = {
 def test_backward_refuses_nonsense(what):
     """Called by hand, as nobody should: a sentence, and nothing is read where there is nothing."""
     moe = make_moe("noisy_topk")
-    x, *arrays, mask, call, numbers, reals, training = moe_arguments(moe, torch.randn(T, H, dtype=torch.float64), True)
-    y, losses, saved, *_ = torch.ops.cumoe.moe(x, *arrays, mask, call, numbers, reals, training, True)
+    x, *arrays, mask, call, numbers, training = moe_arguments(moe, torch.randn(T, H, dtype=torch.float64), True)
+    y, losses, saved, *_ = torch.ops.cumoe.moe(x, *arrays, mask, call, numbers, training, True)
     a = dict(dy=torch.ones_like(y), dlosses=torch.ones_like(losses), saved=saved, mask=mask, numbers=numbers,
              wanted=[True] * 13 + [False])
     change, sentence = BACKWARD_REFUSED[what]
     change(a)
     with pytest.raises(RuntimeError, match=sentence):
-        torch.ops.cumoe.moe_backward(a["dy"], a["dlosses"], a["saved"], x, *arrays, a["mask"], a["numbers"], reals,
+        torch.ops.cumoe.moe_backward(a["dy"], a["dlosses"], a["saved"], x, *arrays, a["mask"], a["numbers"],
                                      training, False, a["wanted"])
 
 
@@ -405,6 +504,36 @@ def test_backward_refuses_nonsense(what):
 def test_refused_names(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         F.experts(*routing(), **expert_arrays() | wrong)
+
+
+@pytest.mark.parametrize("numbers, sentence", [
+    (dict(noise_stream=2**32), "noise_stream = 4294967296, but must be an integer in 0..4294967295"),
+    (dict(noise_stream=-1), "noise_stream = -1, but must be an integer in 0..4294967295"),
+    (dict(top_k=2.5), "top_k = 2.5, but must be an integer"),
+    (dict(gate="balanced", max_rows=2**31), "max_rows = 2147483648, but must be an integer in -2147483648..2147483647"),
+])
+def test_refused_numbers(numbers, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cumoe.MoE(H, I, E, **dict(top_k=2) | numbers)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 10])  # gate, activation, placement, compute
+def test_numbers_of_names_are_not_cut_off(place):
+    moe = make_moe("softmax_topk")
+    x, *arrays, mask, call, numbers, training = moe_arguments(moe, torch.randn(T, H, dtype=torch.float64), False)
+    numbers = [*numbers]
+    numbers[place] += 2**32
+    with pytest.raises(RuntimeError, match="but must be an integer in -2147483648..2147483647"):
+        torch.ops.cumoe.moe(x, *arrays, mask, call, numbers, training, False)
+
+
+def test_gate_arrays_of_integers_are_refused():
+    moe = make_moe("sigmoid_topk", torch.float32)
+    for name, kind in ("w_gate", torch.int64), ("gate_bias", torch.int32), ("w_gate", torch.complex64):
+        arrays = dict(moe.named_parameters()) | dict(moe.named_buffers())
+        arrays[name] = arrays[name].detach().to(kind)
+        with pytest.raises(RuntimeError, match=f"cumoe: {name} is .*, but must be Double, Float, BFloat16 or Half"):
+            F.moe(torch.randn(T, H), moe.config, **arrays)
 
 
 def test_refused_calls():

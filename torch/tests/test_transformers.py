@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pathlib
 import pickle
+import runpy
 import sys
 
 import pytest
@@ -113,9 +114,13 @@ def test_from_pretrained(name, tmp_path):
     seen = set()
     with Operators(lambda function, arguments: seen.add(str(function))), torch.no_grad():
         ours = model(ids).logits
-    assert "cumoe.experts.default" in seen
+    assert "cumoe.experts_forward.default" in seen
     model.set_experts_implementation("eager")
     assert_near(ours, model(ids).logits)
+
+
+def test_example():
+    runpy.run_path(pathlib.Path(__file__).parents[1] / "examples/huggingface.py")
 
 
 # Experts alone.

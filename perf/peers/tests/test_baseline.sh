@@ -32,7 +32,7 @@ expect 2 'needs a value' "$baseline" --out
 expect 2 "no shape 'big'" "$baseline" --shapes big
 expect 0 'usage' "$baseline" --help
 expect 0 '^2\. at most 150 s: .*--json baseline-probe.json' "$baseline" --dry-run
-expect 0 '^ +qwen3-30b, swiglu, given routing, loop' "$baseline" --dry-run
+expect 0 '^ +qwen3-30b-a3b, swiglu, given routing, loop' "$baseline" --dry-run
 
 stand_in nvidia-smi 'exit 9'
 expect 77 'no GPU' env PATH="$work/bin:$PATH" "$baseline" --out "$work/out"

@@ -29,13 +29,13 @@ hostile() { # hostile KIND STATUS TEXT
     expect 0 '"contestant": "loop"' cat "$work/rows.json" # which came to no harm
 }
 
-expect 2 "no shape 'big'.* qwen3-30b.*tiny" "$python" peers.py --shapes big
+expect 2 "no shape 'big'.* qwen3-30b-a3b.*tiny" "$python" peers.py --shapes big
 expect 2 "no shape '8/8/8/8'" "$python" peers.py --shapes 8/8/8/8
 expect 2 'has 3 experts, and there are 2' "$python" peers.py --shapes 8/8/8/2/3
 expect 2 "no contestant 'sonic'.* loop, grouped_mm" "$python" peers.py --contestants loop,sonic
 expect 2 'resume' "$python" peers.py --resume
 expect 2 'above 0' "$python" peers.py --seconds 0
-expect 0 'mixtral +4096 +4096 +14336 +8 +2' "$python" peers.py --list
+expect 0 'mixtral-8x7b +4096 +4096 +14336 +8 +2' "$python" peers.py --list
 expect 0 'deepseek-v3, swiglu, given routing, scattermoe' "$python" peers.py --dry-run
 expect 0 'missing: scattermoe' "$python" peers.py --dry-run --contestants scattermoe,loop
 
@@ -55,6 +55,8 @@ if "$python" -c 'import torch' 2>/dev/null; then
     expect 1 '--json .*: .*No such file' "$python" peers.py $small --json "$work/none/rows.json"
     echo '{"rows": [' >"$work/damaged.json"
     expect 1 '--json .*damaged.json: ' "$python" peers.py $small --resume --json "$work/damaged.json"
+    echo '{"rows": [], "not_measured": {}}' >"$work/old.json"
+    expect 1 '--json .*old.json: has format None' "$python" peers.py $small --resume --json "$work/old.json"
     expect 0 'no time left' "$python" peers.py $small --contestants loop --budget 0.0001
     hostile off 1 'wrong: grouped_mm is off by 0.01'
     hostile gradient 1 'wrong: grouped_mm'

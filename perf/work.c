@@ -1,7 +1,7 @@
 /* The least that each part has to do. FLOP: a multiply-add is two. Bytes: every array is read once and written
  * once, of the weights those of experts that have rows, of their gradients all; routing is not counted. Letters as
  * in cumoe/cost.h: Z columns of z, P elements of the gate's matrices. */
-#include "stages.h"
+#include "perf.h"
 
 #include <math.h>
 
@@ -14,20 +14,20 @@ typedef struct arrays {
     double values, gate_values;     /* parameters, by count */
 } arrays_t;
 
-static bool is_glu(const cumoe_config_t *c)
+bool is_glu(const cumoe_config_t *c)
 {
     return c->activation == CUMOE_ACTIVATION_SWIGLU || c->activation == CUMOE_ACTIVATION_GEGLU ||
-           c->activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
+           c->activation == CUMOE_ACTIVATION_GEGLU_TANH || c->activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
 }
 
-static double gate_matrices(const cumoe_config_t *c)
+double gate_matrices(const cumoe_config_t *c)
 {
     const bool noisy = c->gate == CUMOE_GATE_NOISY_TOPK || c->gate == CUMOE_GATE_HIERARCHICAL;
     return c->gate == CUMOE_GATE_EXTERNAL ? 0 : noisy ? 2 : 1;
 }
 
 /* Columns of a gate's matrices that so many choices of groups can meet: with two levels not all. */
-static double gate_columns(const cumoe_config_t *c, double choices)
+double gate_columns(const cumoe_config_t *c, double choices)
 {
     const double E = c->num_experts, G = c->num_groups;
     return G > 0 ? G + fmin(G, choices) * (E / G) : E;
@@ -97,38 +97,38 @@ work_t work_of(const subject_t *s, const counts_t *counts, int part)
     const arrays_t a = arrays_of(s, counts);
     if (part < CUMOE_NUM_STAGES) return stage_work(s, counts, &a, part);
     if (part == OPTIMIZER) return (work_t){0, adam_bytes(s, &a), 0};
-    const int stages = part == FORWARD_BACKWARD ? CUMOE_NUM_STAGES : CUMOE_STAGE_DOWN_BACKWARD;
+    const int first = part == BACKWARD ? CUMOE_STAGE_DOWN_BACKWARD : 0;
+    const int end = part == BACKWARD || part == BOTH ? CUMOE_NUM_STAGES : CUMOE_STAGE_DOWN_BACKWARD;
     work_t sum = {0};
-    for (int stage = 0; stage < stages; stage++) {
+    for (int stage = first; stage < end; stage++) {
         const work_t work = stage_work(s, counts, &a, stage);
         sum.flop += work.flop;
         sum.bytes += work.bytes;
         sum.gate_flop += work.gate_flop;
     }
     const double x = a.dx_gate > 0 ? a.tokens : 0; /* read by the gate already */
-    sum.bytes -= part == FORWARD_BACKWARD ? 2 * x : x;
+    sum.bytes -= part == BOTH ? 2 * x : x;
     if (part == INFERENCE) sum.bytes -= a.z;
     return sum;
 }
 
-static bool equal(const subject_t *s, const char *what, double ours, double theirs)
+static bool equal(const char *what, double ours, double theirs, char *why, size_t why_size)
 {
     if (fabs(ours - theirs) <= 1e-12 * theirs) return true;
-    fprintf(stderr, "cumoe-perf-stages: %s, %s: the stages add up to %.17g, cumoe_config_cost() says %.17g\n",
-            s->model->name, what, ours, theirs);
+    snprintf(why, why_size, "wrong: %s of the stages add up to %.17g, and cumoe_config_cost() says %.17g", what,
+             ours, theirs);
     return false;
 }
 
-bool work_agrees(const subject_t *s)
+bool work_agrees(const subject_t *s, char *why, size_t why_size)
 {
     cumoe_cost_t cost = {.struct_size = sizeof cost};
-    stages_check(cumoe_config_cost(&s->config, s->num_tokens, 1, 1, &cost));
+    perf_check(cumoe_config_cost(&s->config, s->num_tokens, 1, 1, &cost));
     const int64_t rows = s->num_tokens * s->config.top_k, E = s->config.num_experts;
     const counts_t most = {.rows = rows, .experts = rows < E ? rows : E};
-    const work_t forward = work_of(s, &most, FORWARD), both = work_of(s, &most, FORWARD_BACKWARD);
-    const bool good = equal(s, "FLOP forward", forward.flop, cost.forward_flop) &
-                      equal(s, "FLOP", both.flop, cost.forward_flop + cost.backward_flop) &
-                      equal(s, "bytes forward", forward.bytes, cost.forward_bytes) &
-                      equal(s, "bytes", both.bytes, cost.forward_bytes + cost.backward_bytes);
-    return good;
+    const work_t forward = work_of(s, &most, FORWARD), backward = work_of(s, &most, BACKWARD);
+    return equal("FLOP forward", forward.flop, cost.forward_flop, why, why_size) &&
+           equal("FLOP backward", backward.flop, cost.backward_flop, why, why_size) &&
+           equal("bytes forward", forward.bytes, cost.forward_bytes, why, why_size) &&
+           equal("bytes backward", backward.bytes, cost.backward_bytes, why, why_size);
 }

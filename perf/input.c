@@ -1,11 +1,9 @@
 /* Random tokens, gates and routings, made on the host. */
-#include "stages.h"
+#include "perf.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-const char *const skew_words[] = {"uniform", "zipf", "one", NULL};
 
 typedef struct random {
     uint64_t state;
@@ -37,25 +35,53 @@ static uint16_t half_of(cumoe_dtype_t dtype, int i)
     return (uint16_t)((bits >> 16 & 0x8000) | exponent << 10 | (bits >> 13 & 1023));
 }
 
+float input_widen(cumoe_dtype_t dtype, uint32_t bits)
+{
+    float value;
+    if (dtype == CUMOE_BF16) bits <<= 16;
+    if (dtype == CUMOE_F16) bits = (bits & 0x8000) << 16 | (bits & 0x7fff) << 13;
+    memcpy(&value, &bits, sizeof value);
+    return dtype == CUMOE_F16 ? value * 0x1p112F : value; /* its exponent counts from 112 less */
+}
+
+/* The numbers of a type, by their codes. */
+typedef struct codes {
+    uint16_t half[257];
+} codes_t;
+
+static codes_t codes_of(cumoe_dtype_t dtype)
+{
+    codes_t codes;
+    for (int i = -128; i <= 128; i++) codes.half[i + 128] = half_of(dtype, i);
+    return codes;
+}
+
+static void put(cumoe_dtype_t dtype, const codes_t *codes, void *values, int64_t index, int code)
+{
+    if (dtype == CUMOE_F32) {
+        ((float *)values)[index] = (float)(code - 128) / 128;
+    } else {
+        ((uint16_t *)values)[index] = codes->half[code];
+    }
+}
+
+void input_values(cumoe_dtype_t dtype, int64_t count, uint64_t seed, void *values)
+{
+    const codes_t codes = codes_of(dtype);
+    random_t random = {seed};
+    uint64_t bytes = 0;
+    for (int64_t i = 0; i < count; i++, bytes >>= 8) {
+        if (i % 8 == 0) bytes = next(&random);
+        put(dtype, &codes, values, i, (int)(bytes & 255));
+    }
+}
+
 void input_tokens(const subject_t *s, bool ones, uint64_t seed, void *values)
 {
     const int64_t H = s->config.hidden_size;
-    const cumoe_dtype_t dtype = s->config.dtype;
-    random_t random = {seed};
-    uint16_t halves[257];
-    for (int i = -128; i <= 128; i++) halves[i + 128] = half_of(dtype, i);
-    uint64_t bytes = 0;
-    for (int64_t t = 0; t < s->num_tokens; t++) {
-        for (int64_t h = 0; h < H; h++, bytes >>= 8) {
-            if (h % 8 == 0) bytes = next(&random);
-            const int code = ones && h == 0 ? 256 : (int)(bytes & 255);
-            if (dtype == CUMOE_F32) {
-                ((float *)values)[t * H + h] = (float)(code - 128) / 128;
-            } else {
-                ((uint16_t *)values)[t * H + h] = halves[code];
-            }
-        }
-    }
+    const codes_t codes = codes_of(s->config.dtype);
+    input_values(s->config.dtype, s->num_tokens * H, seed, values);
+    for (int64_t t = 0; ones && t < s->num_tokens; t++) put(s->config.dtype, &codes, values, t * H, 256);
 }
 
 /* What the logit of an expert has beside chance. Chance has a deviation of 1. */
@@ -66,11 +92,11 @@ static double preference(const subject_t *s, int64_t expert)
     return 0;
 }
 
-void input_gate(const subject_t *s, float *w_gate)
+void input_gate(const subject_t *s, bool groups, float *w_gate)
 {
-    const int64_t E = s->config.num_experts, H = s->config.hidden_size;
+    const int64_t E = groups ? s->config.num_groups : s->config.num_experts, H = s->config.hidden_size;
     const double scale = 3 / sqrt((double)H); /* tokens and weights are even in -1..1, of variance 1/3 each */
-    random_t random = {3};
+    random_t random = {groups ? 6 : 3};
     for (int64_t e = 0; e < E; e++) {
         float *row = w_gate + e * H;
         for (int64_t h = 0; h < H; h++) row[h] = (float)(scale * (2 * uniform(&random) - 1));

@@ -1,8 +1,7 @@
 /* A layer with all its buffers in device memory, and the arguments of every call. */
-#include "stages_bench.h"
+#include "bench.h"
 
 #include <stdlib.h>
-#include <unistd.h>
 
 /* ---- memory ---- */
 
@@ -12,10 +11,10 @@ static void *device_array(bench_t *b, int64_t count, size_t size)
     void *array = NULL;
     const size_t bytes = (size_t)count * size;
     if (b->failed) return NULL;
-    b->failed = cumoe_memory_alloc(b->handle, bytes, &array);
+    b->failed = cumoe_memory_alloc(b->device->handle, bytes, &array);
     if (b->failed || !array) return NULL;
     b->array[b->arrays++] = array;
-    stages_check(cumoe_memory_set(b->handle, array, 0, bytes, b->stream));
+    perf_check(cumoe_memory_set(b->device->handle, array, 0, bytes, b->device->stream));
     return array;
 }
 
@@ -28,47 +27,42 @@ static void *host_array(int64_t count, size_t size)
 
 static void upload(const bench_t *b, void *device, void *host, size_t size)
 {
-    stages_check(cumoe_memory_copy(b->handle, device, host, size, CUMOE_COPY_TO_DEVICE, b->stream));
-    bench_wait(b);
+    perf_check(cumoe_memory_copy(b->device->handle, device, host, size, CUMOE_COPY_TO_DEVICE, b->device->stream));
+    device_wait(b->device);
     free(host);
-}
-
-static int64_t z_width(const cumoe_config_t *c)
-{
-    const bool glu = c->activation == CUMOE_ACTIVATION_SWIGLU || c->activation == CUMOE_ACTIVATION_GEGLU ||
-                     c->activation == CUMOE_ACTIVATION_SWIGLU_CLAMPED;
-    return (int64_t)c->intermediate_size * (glu ? 2 : 1);
 }
 
 static int64_t max_rows(const bench_t *b)
 {
     int64_t rows;
-    stages_check(cumoe_layer_max_rows(b->layer, b->subject.num_tokens, &rows, NULL));
+    perf_check(cumoe_layer_max_rows(b->layer, b->subject.num_tokens, &rows, NULL));
     return rows;
 }
 
 static int64_t max_slots(const bench_t *b)
 {
     int64_t slots;
-    stages_check(cumoe_layer_max_rows(b->layer, b->subject.num_tokens, NULL, &slots));
+    perf_check(cumoe_layer_max_rows(b->layer, b->subject.num_tokens, NULL, &slots));
     return slots;
 }
 
-/* On the CPU memory is promised that is not there; so it is counted first. */
-static bool fits_host(const bench_t *b, char *why, size_t why_size)
+/* Counted first: the CPU promises memory that is not there, and a GPU would fail half way. Of rows: what the stages
+ * and the layer keep, and the yardsticks as much again. */
+static bool fits(const bench_t *b, char *why, size_t why_size)
 {
-    if (cumoe_handle_backend(b->handle) != CUMOE_BACKEND_CPU) return true;
-    const cumoe_config_t *c = &b->subject.config;
+    const subject_t *s = &b->subject;
+    const cumoe_config_t *c = &s->config;
     cumoe_cost_t cost = {.struct_size = sizeof cost};
-    stages_check(cumoe_config_cost(c, b->subject.num_tokens, 1, 1, &cost));
-    const double there = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    const double rows = (double)b->subject.num_tokens * c->top_k, tokens = (double)b->subject.num_tokens;
-    const double widths = 4 * (double)z_width(c) + 2 * c->intermediate_size + 6 * (double)c->hidden_size;
-    const double needed = (double)cost.weights_size + (double)cost.gradients_size + (double)cost.adam_state_size +
-                          (double)token_size(b) * (rows * widths + 8 * tokens * c->hidden_size);
-    if (needed <= 0.8 * there) return true;
-    snprintf(why, why_size, "needs about %.1f GB of memory, and this machine has %.1f", 1e-9 * needed,
-             1e-9 * there);
+    perf_check(cumoe_config_cost(c, s->num_tokens, 1, 1, &cost));
+    const double there = device_memory(b->device), tokens = (double)s->num_tokens, H = c->hidden_size;
+    const double rows = 2 * tokens * c->top_k * ((double)z_width(c) + c->intermediate_size + 2 * H);
+    const bool back = s->parts & OF_BACKWARD, loop = b->device->cpu && has_part(s, BACKWARD);
+    const double gradients = (double)cost.gradients_size * (back ? loop ? 2 : 1 : 0);
+    const double state = has_part(s, OPTIMIZER) ? (double)cost.adam_state_size : 0;
+    const double needed = (double)cost.weights_size + gradients + state +
+                          (double)token_size(c) * (back ? 2 : 1) * (rows + 4 * tokens * H);
+    if (needed <= 0.95 * there) return true;
+    snprintf(why, why_size, "needs about %.1f GB of memory, and %.1f are free", 1e-9 * needed, 1e-9 * there);
     return false;
 }
 
@@ -98,7 +92,7 @@ static cumoe_rows_t new_rows(bench_t *b)
 {
     const cumoe_config_t *c = &b->subject.config;
     const int64_t slots = max_slots(b), rows = max_rows(b);
-    const bool tiles = cumoe_handle_backend(b->handle) != CUMOE_BACKEND_CPU;
+    const bool tiles = cumoe_handle_backend(b->device->handle) != CUMOE_BACKEND_CPU;
     return (cumoe_rows_t){.offset = device_array(b, c->num_experts + 1, sizeof(int32_t)),
                           .row_token = device_array(b, rows, sizeof(int32_t)),
                           .row_slot = device_array(b, rows, sizeof(int32_t)),
@@ -113,7 +107,8 @@ static void new_inputs(bench_t *b)
     const cumoe_config_t *c = &s->config;
     const int64_t elements = s->num_tokens * c->hidden_size, slots = s->num_tokens * c->top_k;
     const bool external = c->gate == CUMOE_GATE_EXTERNAL;
-    void *x = device_array(b, elements, token_size(b)), *dy = device_array(b, elements, token_size(b));
+    const size_t size = token_size(c);
+    void *x = device_array(b, elements, size), *dy = goes_back(b) ? device_array(b, elements, size) : NULL;
     int32_t *index = external ? device_array(b, slots, sizeof *index) : NULL;
     float *index_weight = external ? device_array(b, slots, sizeof *index_weight) : NULL;
     b->forward.x = x;
@@ -121,23 +116,23 @@ static void new_inputs(bench_t *b)
     b->forward.index = index;
     b->forward.index_weight = index_weight;
     if (b->failed) return;
-    void *host = host_array(elements, token_size(b));
-    input_tokens(s, true, 1, host);
-    upload(b, x, host, (size_t)elements * token_size(b));
-    host = host_array(elements, token_size(b));
-    input_tokens(s, false, 2, host);
-    upload(b, dy, host, (size_t)elements * token_size(b));
+    for (int i = 0; i < (dy ? 2 : 1); i++) {
+        void *host = host_array(elements, size);
+        input_tokens(s, i == 0, i == 0 ? 1 : 2, host);
+        upload(b, i == 0 ? x : dy, host, (size_t)elements * size);
+    }
     if (external) {
         int32_t *expert = host_array(slots, sizeof *expert);
         float *weight = host_array(slots, sizeof *weight);
         input_routing(s, expert, weight);
         upload(b, index, expert, (size_t)slots * sizeof *expert);
         upload(b, index_weight, weight, (size_t)slots * sizeof *weight);
-    } else {
-        const int64_t values = (int64_t)c->num_experts * c->hidden_size;
+    }
+    for (int groups = 0; !external && groups <= (c->num_groups > 0); groups++) {
+        const int64_t values = (int64_t)(groups ? c->num_groups : c->num_experts) * c->hidden_size;
         float *w_gate = host_array(values, sizeof *w_gate);
-        input_gate(s, w_gate);
-        upload(b, b->weights.w_gate, w_gate, (size_t)values * sizeof *w_gate);
+        input_gate(s, groups != 0, w_gate);
+        upload(b, groups ? b->weights.w_gate_primary : b->weights.w_gate, w_gate, (size_t)values * sizeof *w_gate);
     }
 }
 
@@ -145,10 +140,11 @@ static void layer_arguments(bench_t *b)
 {
     const int64_t T = b->subject.num_tokens, elements = T * b->subject.config.hidden_size;
     size_t workspace_size, saved_size;
-    stages_check(cumoe_layer_buffer_sizes(b->layer, T, &workspace_size, &saved_size));
+    perf_check(cumoe_layer_buffer_sizes(b->layer, T, &workspace_size, &saved_size));
+    const size_t size = token_size(&b->subject.config);
     void *workspace = device_array(b, (int64_t)workspace_size, 1), *saved = device_array(b, (int64_t)saved_size, 1);
-    b->layer_y = device_array(b, elements, token_size(b));
-    b->layer_dx = device_array(b, elements, token_size(b));
+    b->layer_y = device_array(b, elements, size);
+    b->layer_dx = goes_back(b) ? device_array(b, elements, size) : NULL;
     b->forward = (cumoe_forward_args_t){.struct_size = sizeof b->forward,
                                         .num_tokens = T,
                                         .weights = &b->weights,
@@ -186,7 +182,7 @@ static void *new_workspace(bench_t *b, size_t *size)
     *size = 0;
     for (int stage = 0; stage < CUMOE_NUM_STAGES; stage++) {
         size_t needed;
-        stages_check(cumoe_stage_workspace_size(b->layer, (cumoe_stage_t)stage, b->subject.num_tokens, &needed));
+        perf_check(cumoe_stage_workspace_size(b->layer, (cumoe_stage_t)stage, b->subject.num_tokens, &needed));
         if (needed > *size) *size = needed;
     }
     return device_array(b, (int64_t)*size, 1);
@@ -196,10 +192,10 @@ static void forward_arguments(bench_t *b, cumoe_routing_t routing, cumoe_rows_t 
 {
     const cumoe_config_t *c = &b->subject.config;
     const int64_t T = b->subject.num_tokens, rows_size = max_rows(b);
-    void *z = device_array(b, rows_size * z_width(c), token_size(b));
-    void *hidden = device_array(b, rows_size * c->intermediate_size, token_size(b));
-    void *output = device_array(b, rows_size * c->hidden_size, token_size(b));
-    b->stages_y = device_array(b, T * c->hidden_size, token_size(b));
+    void *z = device_array(b, rows_size * z_width(c), token_size(&b->subject.config));
+    void *hidden = device_array(b, rows_size * c->intermediate_size, token_size(&b->subject.config));
+    void *output = device_array(b, rows_size * c->hidden_size, token_size(&b->subject.config));
+    b->stages_y = device_array(b, T * c->hidden_size, token_size(&b->subject.config));
     b->gate = (cumoe_gate_args_t){.struct_size = sizeof b->gate,
                                   .num_tokens = T,
                                   .weights = &b->weights,
@@ -246,11 +242,11 @@ static void backward_arguments(bench_t *b, cumoe_routing_t routing, cumoe_rows_t
 {
     const cumoe_config_t *c = &b->subject.config;
     const int64_t T = b->subject.num_tokens, elements = T * c->hidden_size;
-    void *dz = device_array(b, max_rows(b) * z_width(c), token_size(b));
-    void *drows = device_array(b, max_rows(b) * c->hidden_size, token_size(b));
+    void *dz = device_array(b, max_rows(b) * z_width(c), token_size(&b->subject.config));
+    void *drows = device_array(b, max_rows(b) * c->hidden_size, token_size(&b->subject.config));
     void *dweight = device_array(b, max_slots(b), sizeof(float));
     void *dx_gate = c->gate == CUMOE_GATE_EXTERNAL ? NULL : device_array(b, elements, sizeof(float));
-    b->stages_dx = device_array(b, elements, token_size(b));
+    b->stages_dx = device_array(b, elements, token_size(&b->subject.config));
     b->down_backward = (cumoe_down_backward_args_t){.struct_size = sizeof b->down_backward,
                                                     .num_tokens = T,
                                                     .weights = &b->weights,
@@ -297,7 +293,7 @@ static void backward_arguments(bench_t *b, cumoe_routing_t routing, cumoe_rows_t
 static void optimizer_arguments(bench_t *b)
 {
     size_t size;
-    stages_check(cumoe_optimizer_state_size(b->layer, CUMOE_OPTIMIZER_ADAM, &b->weights, &size));
+    perf_check(cumoe_optimizer_state_size(b->layer, CUMOE_OPTIMIZER_ADAM, &b->weights, &size));
     void *state = device_array(b, (int64_t)size, 1);
     if (b->failed == CUMOE_OUT_OF_MEMORY) {
         snprintf(b->no_optimizer, sizeof b->no_optimizer, "its state of %.1f GB finds no memory",
@@ -315,10 +311,12 @@ static void optimizer_arguments(bench_t *b)
 
 static cumoe_status_t fill(bench_t *b)
 {
-    cumoe_status_t status = cumoe_layer_create(&b->layer, b->handle, &b->subject.config);
+    const subject_t *s = &b->subject;
+    cumoe_status_t status = cumoe_layer_create(&b->layer, b->device->handle, &s->config);
     if (!status) status = cumoe_weights_create(b->layer, CUMOE_DTYPE_DEFAULT, &b->weights);
-    if (!status) status = cumoe_weights_create(b->layer, CUMOE_DTYPE_DEFAULT, &b->gradients);
-    if (!status) status = cumoe_weights_init(b->layer, 1, &b->weights, b->stream);
+    if (!status && s->parts & OF_BACKWARD)
+        status = cumoe_weights_create(b->layer, CUMOE_DTYPE_DEFAULT, &b->gradients);
+    if (!status) status = cumoe_weights_init(b->layer, 1, &b->weights, b->device->stream);
     if (status) return status;
     size_t workspace_size;
     new_inputs(b);
@@ -327,25 +325,37 @@ static cumoe_status_t fill(bench_t *b)
     const cumoe_rows_t rows = new_rows(b);
     void *workspace = new_workspace(b, &workspace_size);
     forward_arguments(b, routing, rows, workspace, workspace_size);
-    backward_arguments(b, routing, rows, workspace, workspace_size);
-    if (!b->failed) optimizer_arguments(b);
+    if (goes_back(b)) backward_arguments(b, routing, rows, workspace, workspace_size);
+    if (!b->failed && has_part(s, OPTIMIZER)) optimizer_arguments(b);
     return b->failed;
 }
 
-bench_t *bench_create(cumoe_handle_t *handle, cumoe_stream_t stream, const subject_t *subject, char *why,
-                      size_t why_size)
+/* The layer is measured without a yardstick that finds no memory. */
+static void new_yardsticks(bench_t *b, blas_t *blas)
+{
+    if (!blas) return;
+    b->dense = dense_create(b->device, blas, &b->subject, b->no_dense, sizeof b->no_dense);
+    const unsigned layer = 1U << FORWARD | 1U << BACKWARD;
+    if (b->device->cpu && b->subject.parts & layer) b->loop = loop_create(blas, &b->subject, &b->weights);
+}
+
+bench_t *bench_create(device_t *device, blas_t *blas, const subject_t *subject, char *why, size_t why_size)
 {
     bench_t *b = calloc(1, sizeof *b);
     if (!b) abort();
     b->subject = *subject;
-    b->handle = handle;
-    b->stream = stream;
-    if (fits_host(b, why, why_size)) {
+    b->device = device;
+    const bool no_graphs = subject->launch == GRAPH && !device_has_graphs(device);
+    if (no_graphs) snprintf(why, why_size, "there are no graphs on this device");
+    if (!no_graphs && fits(b, why, why_size)) {
         const cumoe_status_t status = fill(b);
-        if (status == CUMOE_SUCCESS) return b;
+        if (status == CUMOE_SUCCESS) {
+            new_yardsticks(b, blas);
+            return b;
+        }
         if (status != CUMOE_UNSUPPORTED_CONFIG && status != CUMOE_UNSUPPORTED_DEVICE &&
             status != CUMOE_OUT_OF_MEMORY)
-            stages_check(status);
+            perf_check(status);
         snprintf(why, why_size, "%s", cumoe_last_error());
     }
     bench_destroy(b);
@@ -354,8 +364,11 @@ bench_t *bench_create(cumoe_handle_t *handle, cumoe_stream_t stream, const subje
 
 void bench_destroy(bench_t *b)
 {
-    if (b->layer) bench_wait(b);
-    for (int i = 0; i < b->arrays; i++) cumoe_memory_free(b->handle, b->array[i]);
+    device_wait(b->device);
+    for (int part = 0; part < NUM_PARTS; part++) device_free_graph(b->graph[part]);
+    dense_destroy(b->dense);
+    loop_destroy(b->loop);
+    for (int i = 0; i < b->arrays; i++) cumoe_memory_free(b->device->handle, b->array[i]);
     if (b->layer) {
         cumoe_weights_destroy(b->layer, &b->weights);
         cumoe_weights_destroy(b->layer, &b->gradients);
