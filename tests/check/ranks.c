@@ -43,6 +43,19 @@ bool ranks_read_option(ranks_flags_t *flags, const char *option, const char *val
     return *value && !*end && flags->timeout > 0;
 }
 
+bool ranks_check_flags(const ranks_flags_t *flags)
+{
+    const bool needless = flags->count == 0 && (flags->killed >= 0 || flags->timeout > 0);
+    if (needless) fprintf(stderr, "cumoe-check: --kill and --timeout are for --ranks, which is not there\n");
+    for (int i = 0; i < flags->count; i++) {
+        if (flags->killed < flags->numbers[i]) continue;
+        fprintf(stderr, "cumoe-check: --kill %d, but of %d ranks it must be 0..%d\n", flags->killed,
+                flags->numbers[i], flags->numbers[i] - 1);
+        return false;
+    }
+    return !needless;
+}
+
 bool ranks_apply(const problem_t *whole, int32_t num_ranks)
 {
     return num_ranks <= (whole->groups ? whole->groups : whole->experts);

@@ -16,6 +16,9 @@ typedef struct ranks_flags {
 /* Take an option of ranks; false = it is none, or its value cannot be read. */
 bool ranks_read_option(ranks_flags_t *flags, const char *option, const char *value);
 
+/* Do they fit each other? Else a sentence on stderr. */
+bool ranks_check_flags(const ranks_flags_t *flags);
+
 /* Does the layer run on so many ranks? */
 bool ranks_apply(const problem_t *whole, int32_t num_ranks);
 
