@@ -6,11 +6,10 @@ set -eu
 mpiexec=$1 action=$2 program=$3 word=$4
 shift 4
 
-# Open MPI: more ranks than processors, as root, in a container; a rank that dies does not end the others. Ranks share
-# few processors, and each has one thread.
+# Open MPI: more ranks than processors, as root, in a container. Ranks share few processors, and each has one thread.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
 export OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none
-export OMPI_MCA_orte_enable_recovery=1 OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1
 export ASAN_OPTIONS=detect_leaks=0 # MPI libraries leak
 
 out=$(mktemp)
@@ -22,6 +21,9 @@ demand() { # demand LINE...     each begins a line of the output
     done
 }
 
+# A rank that dies does not end the others; and mpiexec gives 0, whatever they give.
+[ "$action" = check ] || export OMPI_MCA_orte_enable_recovery=1
+
 case $action in
 check)
     ranks=$1
@@ -32,7 +34,6 @@ check)
     tail -n 1 "$out"
     ;;
 kill)
-    # The status of mpiexec hangs on the one that is dead.
     "$mpiexec" -n 3 "$program" --ranks mpi --kill "$word" --timeout 2 >"$out" 2>&1 || true
     cat "$out"
     demand 'rank 0 is told after 2' 'rank 2 is told after 2' 'ok ' '1 cases, 0 failed'
