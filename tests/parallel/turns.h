@@ -16,7 +16,7 @@ static inline int32_t ranks_for(const problem_t *p, int32_t wanted)
 static inline void check_ranks_in_turn(problem_t *p, report_t *report)
 {
     static int turn;
-    if (p->options.variant.gate == CUMOE_GATE_BALANCED) return;
+    if (p->options.variant.gate == CUMOE_GATE_BALANCED || suite_spares(p)) return;
     if (!problem_run_forward(p, report) || !problem_run_backward(p, report)) return;
     turn++;
     const ranks_options_t options = {.num_ranks = ranks_for(p, 1 + turn % 4),

@@ -69,6 +69,7 @@ struct Run {
     static cumoe_context_t make_context(const Case &c, cumoe::Device *device)
     {
         cumoe_context_t context = {};
+        context.ranks.count = 1;
         (void)cumoe_config_init(&context.config);
         context.config.hidden_size = c.hidden;
         context.config.intermediate_size = 1;

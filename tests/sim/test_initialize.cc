@@ -137,6 +137,7 @@ void run(const Case &c, uint64_t seed)
     const cumoe::Device device = {0, 1, 80}; // one SM: blocks have several pieces of work each
     cumoe_context_t context = {};
     context.config.num_experts = c.experts;
+    context.ranks = {1, 0, 0, c.experts};
     context.config.hidden_size = c.hidden;
     context.config.intermediate_size = c.intermediate;
     context.config.dtype = c.dtype;
