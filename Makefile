@@ -46,7 +46,7 @@ bench: ## measure this machine: the layer beside dense products, loops and PyTor
 install: ## install library, headers, cumoe-cost, cumoe-perf, cumoe-check, CMake package and pkg-config file (PREFIX=/usr/local)
 	@.ci/packages install
 	@cuda=$$(.ci/cuda install) && $(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF $(cuda)
-	@$(step) 'build library and programs' cmake --build $(build) --target cumoe cumoe_static cumoe-cost cumoe-perf cumoe-check -j $(JOBS)
+	@$(step) 'build library and programs' cmake --build $(build) --target cumoe_to_install -j $(JOBS)
 	@$(step) 'install' cmake --install $(build) --prefix '$(PREFIX)'
 	@if [ "$$(id -u)" = 0 ] && [ -z "$$DESTDIR" ]; then ldconfig; fi
 	@echo "installed below $(DESTDIR)$(PREFIX)"

@@ -1,4 +1,5 @@
-# Install rules: two libraries, the headers, a CMake package and a pkg-config file. All of it is relocatable.
+# Install rules: two libraries, the headers, a CMake package and a pkg-config file. All of it is relocatable. Those of
+# libcumoe_mpi are in mpi/.
 
 include(CMakePackageConfigHelpers)
 
@@ -6,7 +7,10 @@ set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/cumoe")
 
 install(TARGETS cumoe EXPORT cumoe-shared)
 install(TARGETS cumoe_static EXPORT cumoe-static)
-install(DIRECTORY include/cumoe TYPE INCLUDE FILES_MATCHING PATTERN "*.h")
+install(DIRECTORY include/cumoe TYPE INCLUDE FILES_MATCHING PATTERN "*.h" PATTERN mpi.h EXCLUDE)
+if(CUMOE_WITH_MPI)
+  install(FILES include/cumoe/mpi.h DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/cumoe")
+endif()
 install(FILES LICENSE TYPE DOC)
 if(CUMOE_WITH_CUDA)
   install(FILES "${CUMOE_CUDART}" DESTINATION "${CUMOE_CUDART_FOLDER}") # for programs with the static library

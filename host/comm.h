@@ -3,13 +3,13 @@
  * All ranks make the same calls in the same order. Calls are enqueued on the stream where the transport can; those
  * that cannot wait until the stream is done, and are done when they return. A failure breaks the group: this and
  * all later calls of every rank give CUMOE_COMM_ERROR, within the group's timeout. Buffers are memory of the
- * group's device. */
+ * group's device. A call has at most CUMOE_GATE_MAX_SUMS transfers or sums. */
 #ifndef CUMOE_COMM_H
 #define CUMOE_COMM_H
 
 #include "host/objects.h"
 
-#include <cumoe/parallel.h>
+#include <cumoe/transport.h>
 
 /* Rows begin[r] .. begin[r] + count[r] - 1 of an array are for rank r, or come from it. [W], host memory that is
  * read during the call. */
@@ -44,12 +44,13 @@ struct cumoe_ep {
     double timeout; /* seconds */
 };
 
-#define CUMOE_EP_MAX_RANKS       1024
-#define CUMOE_EP_DEFAULT_TIMEOUT 600.0
-#define CUMOE_EP_MAX_TIMEOUT     1e9
+#define CUMOE_EP_MAX_RANKS   1024
+#define CUMOE_EP_MAX_TIMEOUT 1e9
 
 /* parallel.c: 0 becomes the default. */
 cumoe_status_t cumoe__check_timeout(const char *function, double *timeout);
+/* comm_local.c: add size bytes of F64, F32, I64 or I32. */
+void cumoe__comm_add(void *to, const void *from, size_t size, cumoe_dtype_t dtype);
 /* parallel.c: see that all ranks of config->ep have the same configuration; collective. */
 cumoe_status_t cumoe__ep_agree(const char *function, const cumoe_config_t *config);
 

@@ -176,7 +176,7 @@ static cumoe_status_t exchange(const member_t *member, const cumoe_transfer_t *t
     for (size_t i = 0; i < size / sizeof(type); i++)                                                               \
     ((type *)to)[i] = (type)(((type *)to)[i] + ((const type *)from)[i])
 
-static void add(void *restrict to, const void *restrict from, size_t size, cumoe_dtype_t dtype)
+void cumoe__comm_add(void *restrict to, const void *restrict from, size_t size, cumoe_dtype_t dtype)
 {
     if (dtype == CUMOE_F64)
         ADD(double);
@@ -200,7 +200,8 @@ static cumoe_status_t sum_piece(const member_t *member, char *data, size_t size,
     CUMOE_TRY(synchronize(&member->ep, stream));
     CUMOE_TRY(meet(member));
     memcpy(total, pieces, size);
-    for (int32_t r = 1; r < member->group->num_ranks; r++) add(total, pieces + (size_t)r * PIECE, size, dtype);
+    for (int32_t r = 1; r < member->group->num_ranks; r++)
+        cumoe__comm_add(total, pieces + (size_t)r * PIECE, size, dtype);
     CUMOE_TRY(meet(member)); /* the pieces are read */
     CUMOE_TRY(handle->ops->memory_copy(handle->device, data, total, size, CUMOE_COPY_TO_DEVICE, stream));
     return synchronize(&member->ep, stream);

@@ -11,7 +11,7 @@ struct cumoe_traffic {
     int64_t num_rows_sent, num_tokens_sent, num_rows_received, num_tokens_received;
 };
 
-struct cumoe_ep_plan {
+struct cumoe_ep_traffic_plan {
     const cumoe_layer_t *layer;
     int64_t num_tokens;  /* -1 = nothing planned yet */
     const void *routing; /* the buffer that it was planned into */

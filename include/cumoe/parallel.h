@@ -17,12 +17,13 @@
  * A token travels once to a rank that has experts of its choice, and comes back as a row for each of them. y, dx,
  * the gradients of experts, importance and load losses have the same bits for any number of ranks.
  *
- * Two ways to size the exchange:
- *   config.exchange_capacity = C > 0   bounded: C rows from each rank to each rank. Buffers as without ranks; no
- *                                      wait on the host. Rows beyond C are dropped, the last in the order of
- * (expert, token): the highest experts of a rank lose first. They are counted in statistics.exchange_overflow of
- * the rank whose tokens they are, and stay in rows and expert_count config.exchange_capacity = 0       exact:
- * cumoe_ep_plan() runs the gate, exchanges counts, waits once, and says how large the buffers of this call must be
+ * Two ways to size the exchange. Bounded, with config.exchange_capacity = C > 0: C rows from each rank to each
+ * rank, buffers as without ranks, no wait on the host. Rows beyond C are dropped, the last in the order of (expert,
+ * token): the highest experts of a rank lose first. They are counted in statistics.exchange_overflow of the rank
+ * whose tokens they are, and stay in rows and expert_count.
+ *
+ * Exact, with config.exchange_capacity = 0: cumoe_ep_plan() runs the gate, exchanges counts, waits once, and says
+ * how large the buffers of this call must be.
  *
  * A rank that fails, stalls or calls something else is reported as CUMOE_COMM_ERROR within the timeout, on every
  * rank. Then the group is of no more use (but for configs that differ); destroy it. Not with ranks: BALANCED,
@@ -35,6 +36,8 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#define CUMOE_EP_DEFAULT_TIMEOUT 600.0 /* seconds */
 
 /* What one rank makes and gives to all others, by any means, so that they meet: NCCL's unique id. */
 typedef struct cumoe_ep_id {
@@ -94,7 +97,7 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_create(cumoe_ep_t **ep, const 
  * ep         out: [num_ranks]; unchanged on failure
  * handle     the device of all ranks; must outlive the group
  * num_ranks  1..1024
- * timeout    seconds that a rank may be late, 0..1e9; 0 = 600
+ * timeout    seconds that a rank may be late, 0..1e9; 0 = CUMOE_EP_DEFAULT_TIMEOUT
  *
  * CUMOE_INVALID_ARGUMENT  a pointer is NULL, a number out of range
  * CUMOE_OUT_OF_MEMORY     host memory
@@ -157,8 +160,9 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum_gradients(const cumoe_laye
  * data   device memory [count], aligned to its elements; NULL with count = 0
  * dtype  I32, I64 (sums wrap), F32 or F64
  *
- * CUMOE_INVALID_ARGUMENT  ep is NULL, data NULL or misaligned, count negative, dtype none of these, a stream on the
- * CPU CUMOE_COMM_ERROR        a rank failed or is late
+ * CUMOE_INVALID_ARGUMENT  ep is NULL, data NULL or misaligned, count out of range, dtype none of these, a stream
+ *                         on the CPU
+ * CUMOE_COMM_ERROR        a rank failed or is late
  *
  * Allocates: no.  Synchronizes: no (LOCAL, MPI: yes).  Capturable: with NCCL.  Thread-safe: yes. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum(const cumoe_ep_t *ep, void *data, int64_t count,

@@ -19,8 +19,8 @@
 typedef struct CUstream_st *cumoe_stream_t; /* the same type as cudaStream_t; NULL on the CPU */
 typedef struct cumoe_handle cumoe_handle_t;
 typedef struct cumoe_layer cumoe_layer_t;
-typedef struct cumoe_ep cumoe_ep_t; /* a group of ranks for expert parallelism: parallel.h */
-typedef struct cumoe_ep_plan cumoe_ep_plan_t;
+typedef struct cumoe_ep cumoe_ep_t;                   /* a group of ranks for expert parallelism: parallel.h */
+typedef struct cumoe_ep_traffic_plan cumoe_ep_plan_t; /* the plan of a call's traffic between ranks */
 
 typedef enum cumoe_dtype {
     CUMOE_DTYPE_DEFAULT = 0, /* what the field's comment says */

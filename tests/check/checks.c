@@ -41,6 +41,7 @@ typedef struct visitor {
     uint64_t seed;
     check_visit_t *visit;
     void *context;
+    int chosen[MAX_PAIRWISE], num_chosen; /* of PAIRWISE */
 } visitor_t;
 
 static bool visit(const visitor_t *v, const part_t *part, const layer_case_t *layer_case,
@@ -70,12 +71,10 @@ static bool visit_cases(const visitor_t *v, const part_t *part)
 
 static bool visit_pairs(const visitor_t *v, const part_t *part)
 {
-    int chosen[MAX_PAIRWISE];
-    const int num_chosen = pairs_choose(&PAIRWISE, MAX_PAIRWISE, chosen);
-    for (int n = 0; n < num_chosen; n++) {
+    for (int n = 0; n < v->num_chosen; n++) {
         layer_case_t layer_case;
         problem_options_t options;
-        pairwise_case(chosen[n], n, v->seed, &layer_case, &options);
+        pairwise_case(v->chosen[n], n, v->seed, &layer_case, &options);
         if (!visit(v, part, &layer_case, &options)) return false;
     }
     return true;
@@ -102,7 +101,8 @@ static bool visit_tf32(const visitor_t *v, const part_t *part)
 
 void checks_visit(cumoe_backend_t backend, uint64_t seed, check_visit_t *function, void *context)
 {
-    const visitor_t v = {backend, seed, function, context};
+    visitor_t v = {.backend = backend, .seed = seed, .visit = function, .context = context};
+    v.num_chosen = pairs_choose(&PAIRWISE, MAX_PAIRWISE, v.chosen);
     for (int i = 0; i < NUM_PARTS; i++)
         if (!visit_cases(&v, &PARTS[i]) || !visit_pairs(&v, &PARTS[i]) || !visit_tf32(&v, &PARTS[i])) return;
 }

@@ -1,6 +1,7 @@
 /* cumoe-check: does the library compute on this machine what it should? Every stage and the whole layer against a
  * reference in double precision, over the tables of cases that the tests use. */
 #include "tests/check/checks.h"
+#include "tests/check/ranks.h"
 #include "tests/sim/print_instructions.h"
 
 #include <inttypes.h>
@@ -8,27 +9,35 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char USAGE[] = "usage: cumoe-check [OPTION...]\n"
-                            "\n"
-                            "Runs every stage and the whole layer on small inputs and compares with double "
-                            "precision. A line per case: ok or\n"
-                            "FAILED, the worst error in units of what rounding explains, the case.\n"
-                            "\n"
-                            "  --backend cpu|cuda|auto  which device (default: auto, CUDA if there is one)\n"
-                            "  --ordinal N              which of them (default: 0)\n"
-                            "  --filter TEXT            only cases whose line contains TEXT; may be given several "
-                            "times, all must be there\n"
-                            "  --seed N                 other numbers (default: 1)\n"
-                            "  --hash                   with the outputs' hash, of forward and backward passes: "
-                            "the same device gives the same\n"
-                            "  --json                   a JSON object per line\n"
-                            "  --list                   print the cases and run nothing\n"
-                            "  --instructions [FILE...] the last option: print what each instruction of the GPU "
-                            "gives; 1 if it is not what\n"
-                            "                           the FILEs say\n"
-                            "  --help                   this text\n"
-                            "\n"
-                            "exit status: 0 all is well, 1 a case failed, 2 wrong usage or no such device\n";
+static const char USAGE[] =
+    "usage: cumoe-check [OPTION...]\n"
+    "\n"
+    "Runs every stage and the whole layer on small inputs and compares with double precision. A line per case: ok "
+    "or\n"
+    "FAILED, the worst error in units of what rounding explains, the case.\n"
+    "\n"
+    "  --backend cpu|cuda|auto  which device (default: auto, CUDA if there is one)\n"
+    "  --ordinal N              which of them (default: 0)\n"
+    "  --filter TEXT            only cases whose line contains TEXT; may be given several times, all must be "
+    "there\n"
+    "  --seed N                 other numbers (default: 1)\n"
+    "  --hash                   with the outputs' hash, of forward and backward passes: the same device gives the "
+    "same\n"
+    "  --json                   a JSON object per line\n"
+    "  --ranks N[,N...]         the layer alone, on so many ranks: each number must give the bits of one device\n"
+    "                           and the same hash of what all ranks give\n"
+    "  --ranks mpi              the same on the processes of mpirun -n N cumoe-check --ranks mpi\n"
+    "  --transport local        how the ranks of --ranks N are connected (the default: threads)\n"
+    "  --kill R                 one case, in which rank R dies between forward and backward: the others must be\n"
+    "                           told in time\n"
+    "  --timeout S              seconds that a rank may be late (default: 600; with --kill 5)\n"
+    "  --list                   print the cases and run nothing\n"
+    "  --instructions [FILE...] the last option: print what each instruction of the GPU gives; 1 if it is not "
+    "what\n"
+    "                           the FILEs say\n"
+    "  --help                   this text\n"
+    "\n"
+    "exit status: 0 all is well, 1 a case failed, 2 wrong usage or no such device\n";
 
 enum { MAX_FILTERS = 8, MAX_LINE = 256 };
 
@@ -39,6 +48,7 @@ typedef struct options {
     const char *filters[MAX_FILTERS];
     int num_filters;
     bool hash, json, list;
+    ranks_flags_t ranks;
     char **golden; /* the files behind --instructions, NULL at their end; NULL without it */
 } options_t;
 
@@ -113,9 +123,39 @@ static void run_case(session_t *s, const check_t *check, const char *line)
     if (report.worst > s->worst) s->worst = report.worst;
 }
 
+/* The layer on several ranks, if it runs on so many; the first number is what others are compared with. */
+static void run_ranks(session_t *s, const check_t *check, const char *line)
+{
+    const ranks_flags_t *ranks = &s->options->ranks;
+    uint64_t first = 0;
+    problem_t problem;
+    report_t whole = {0};
+    problem_options_t options = check->options;
+    options.without_reference = true; /* one device is what is compared with */
+    const bool made = problem_create(&problem, s->handle, &check->layer_case, &options, &whole) &&
+                      problem_run_forward(&problem, &whole) && problem_run_backward(&problem, &whole);
+    for (int i = 0, runs = 0; i < ranks->count; i++) {
+        report_t report = whole;
+        char hash[20], title[MAX_LINE + 20];
+        if (made && !ranks_apply(&problem, ranks->numbers[i])) continue;
+        const uint64_t number = made ? ranks_run_case(ranks, &problem, ranks->numbers[i], &report) : 0;
+        if (runs++ == 0) first = number;
+        if (number != first) report_fail(&report, "the hash is not that of the first number of ranks");
+        snprintf(hash, sizeof hash, "%016" PRIx64, number);
+        snprintf(title, sizeof title, "ranks %d: %s", ranks->numbers[i], line);
+        print_result(s->options, title, &report, ranks->killed < 0 ? hash : "");
+        s->cases++;
+        s->failures += report.failures > 0;
+    }
+    problem_destroy(&problem);
+}
+
 static bool visit(const check_t *check, void *context)
 {
     session_t *s = context;
+    const ranks_flags_t *ranks = &s->options->ranks;
+    if (ranks->count && (check->layer_pass != 2 || check->options.variant.gate == CUMOE_GATE_BALANCED)) return true;
+    if (ranks->killed >= 0 && s->cases > 0) return false;
     char name[MAX_LINE - 40], line[MAX_LINE];
     problem_name(name, sizeof name, &check->layer_case, &check->options);
     snprintf(line, sizeof line, "%s: %s", check->part, name);
@@ -124,6 +164,8 @@ static bool visit(const check_t *check, void *context)
     if (s->options->list) {
         puts(line);
         s->cases++;
+    } else if (ranks->count) {
+        run_ranks(s, check, line);
     } else {
         run_case(s, check, line);
     }
@@ -182,6 +224,7 @@ static int read_options(int argc, char **argv, options_t *o)
             o->filters[o->num_filters++] = value;
             continue;
         }
+        if (i < argc && ranks_read_option(&o->ranks, option, value)) continue;
         fprintf(stderr, "cumoe-check: cannot read %s %s\n\n%s", option, value, USAGE);
         return 3;
     }
@@ -213,11 +256,13 @@ static int finish(const session_t *s)
 
 int main(int argc, char **argv)
 {
-    options_t options = {.seed = 1};
+    options_t options = {.seed = 1, .ranks = {.killed = -1}};
     session_t session = {.options = &options};
     const int answer = read_options(argc, argv, &options);
     if (answer) return answer - 1;
     if (options.golden) return instructions(&options);
+    if (options.ranks.processes && !processes_begin(argc, argv, &options.ranks)) return 2;
+    if (!ranks_check_flags(&options.ranks)) return 2;
     cumoe_handle_t *handle = NULL;
     if (cumoe_handle_create(&handle, options.backend, options.ordinal) != CUMOE_SUCCESS)
         return fprintf(stderr, "cumoe-check: %s\n", cumoe_last_error()), 2;
@@ -230,6 +275,7 @@ int main(int argc, char **argv)
         printf("%s\n", cumoe_handle_description(handle));
     }
     checks_visit(cumoe_handle_backend(handle), options.seed, visit, &session);
+    if (options.ranks.processes) processes_end(&options.ranks, finish(&session));
     cumoe_handle_destroy(handle);
     return finish(&session);
 }

@@ -8,7 +8,7 @@ if ! command -v clang-format-14 >/dev/null; then
     [ "${CI:-}" = true ] && exit 1
     exit 77
 fi
-find include host cuda tests perf examples torch \
+find include host cuda mpi tests perf examples torch \
     \( -name '*.c' -o -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \) -print0 2>/dev/null |
     xargs -0 clang-format-14 --style=file --dry-run 2>&1 |
     sed -n 's/^\([^: ]*\):[0-9].*-Wclang-format.*/\1/p' | uniq -c |

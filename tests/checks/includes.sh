@@ -34,8 +34,11 @@ cuda='cuda|cublas|cub/|nvtx|.*\.cuh$|(\.\./)*cuda/|(\.\./)+cuda/'
 torch='torch/|ATen/|c10/|Python\.h'
 outside='(.*/)?(host|cuda)/'
 
-only 'stddef\.h|stdint\.h|cumoe/[a-z_]+\.h' 'include/ uses <stddef.h>, <stdint.h> and its own headers' include
-never "$cuda|nccl|$torch|(.*/)?(tests|perf|examples)/" 'host/ knows no CUDA, NCCL, Torch, tests or programs' host
+complain 'include/ uses <stddef.h>, <stdint.h> and its own headers; cumoe/mpi.h alone <mpi.h>' \
+    "$(includes include | grep -vE '^([^:]+:[0-9]+:(stddef\.h|stdint\.h|cumoe/[a-z_]+\.h)|include/cumoe/mpi\.h:[0-9]+:mpi\.h)$')"
+never "$cuda|nccl|$torch|(.*/)?mpi\.h|(.*/)?(tests|perf|examples|mpi)/" \
+    'host/ knows no CUDA, NCCL, Torch, MPI, tests or programs' host
+only '[a-z_]+\.h|cumoe/[a-z_]+\.h' 'mpi/ uses the public API alone' mpi
 seam='host/(activation|activation_real|arena|backend|elementary|error|gate_levels|kinds|philox|tile|weights_layout)\.h'
 only "[a-z_]+\.h|cumoe/[a-z_]+\.h|$seam|host/cpu/[a-z0-9_]+\.h" "a backend knows stages, not layers: $seam" host/cpu
 complain "a backend knows stages, not layers: $seam" \

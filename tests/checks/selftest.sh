@@ -104,6 +104,9 @@ includes)
     broken 'forward.c:2:../host/philox.h' append examples/forward.c '#include "../host/philox.h"'
     broken 'noise.c:2:host/layout.h' append tests/support/noise.c '#include "host/layout.h"'
     broken 'reference.c:1:cumoe/layer.h' append tests/support/reference.c '#include <cumoe/layer.h>'
+    broken 'one.c:5:mpi.h' append host/one.c '#include <mpi.h>'
+    broken 'cumoe.h:13:mpi.h' append include/cumoe/cumoe.h '#include <mpi.h>'
+    broken 'comm.c:1:host/comm.h' sh -c 'mkdir -p mpi && echo "#include \"host/comm.h\"" >mpi/comm.c'
     broken 'one.c:5:torch/torch.h' append host/one.c '#include <torch/torch.h>'
     broken 'one file wraps' sh -c 'for f in a b; do echo "#include <nccl.h>" >cuda/$f.cu; done'
     ;;

@@ -7,9 +7,10 @@ trap 'rm -rf "$work"' EXIT
 
 nm -D --defined-only "$library" | awk '{ sub(/@.*/, "", $NF); print $NF }' | sort -u >"$work/exported"
 
-# Names before "(" in what the preprocessor leaves of our headers, without those that are defined there.
+# Names before "(" in what the preprocessor leaves of our headers, without those that are defined there; "(*" begins
+# the name of a pointer.
 echo '#include <cumoe/cumoe.h>' | "$cc" -E -P -I"$root/include" -x c - | tr '\n' ' ' >"$work/text"
-grep -oE '\bcumoe_[a-z0-9_]+ *\(' "$work/text" | tr -d ' (' | sort -u >"$work/named"
+grep -oE '\bcumoe_[a-z0-9_]+ *\([^*]' "$work/text" | sed 's/ *(.*//' | sort -u >"$work/named"
 grep -oE 'static inline [^(;{]*\bcumoe_[a-z0-9_]+ *\(' "$work/text" | grep -oE 'cumoe_[a-z0-9_]+ *\($' |
     tr -d ' (' | sort -u >"$work/inline" || true
 comm -23 "$work/named" "$work/inline" >"$work/declared"

@@ -263,8 +263,9 @@ static void set_input(problem_t *p)
 void problem_name(char *name, size_t size, const layer_case_t *layer_case, const problem_options_t *o)
 {
     static const char *const types[] = {"?", "f64", "f32", "bf16", "f16"};
-    static const char *const activations[] = {"relu",  "swiglu", "gelu",           "gelu tanh", "silu",
-                                              "relu2", "geglu",  "swiglu clamped", "identity",  "geglu tanh"};
+    static const char *const activations[CUMOE_NUM_ACTIVATIONS] = {
+        "relu",  "swiglu", "gelu",           "gelu tanh", "silu",
+        "relu2", "geglu",  "swiglu clamped", "identity",  "geglu tanh"};
     const char *tf32 = o->compute == CUMOE_COMPUTE_TF32 ? " by tf32" : "";
     snprintf(name, size, "%s, %s, %s%s, %s%s (gate %s, gradients %s), %s, seed %llu", layer_case->name,
              o->variant.name, activations[o->activation], o->bias ? " with biases" : "", types[o->dtype], tf32,

@@ -262,13 +262,22 @@ static bool make_plan(rank_t *r)
     return true;
 }
 
-bool rank_run(rank_t *r)
+bool rank_forward(rank_t *r)
 {
     if (r->plan && !make_plan(r)) return false;
-    if (!succeeded(r, device_layer_forward(r->handle, r->layer, &r->forward))) return false;
+    return succeeded(r, device_layer_forward(r->handle, r->layer, &r->forward));
+}
+
+bool rank_backward(rank_t *r)
+{
     reset_gradients(r);
     if (!succeeded(r, device_layer_backward(r->handle, r->layer, &r->backward))) return false;
     return succeeded(r, device_ep_sum_gradients(r->handle, r->layer, &r->gradients));
+}
+
+bool rank_run(rank_t *r)
+{
+    return rank_forward(r) && rank_backward(r);
 }
 
 /* ---- what came out ---- */
@@ -346,6 +355,41 @@ void rank_check_experts(rank_t *r)
     report_check(&r->report, buffer_guards_intact(&r->buffers));
 }
 
+/* Bytes of output number WHICH, from byte FIRST on. */
+static uint64_t hash_bytes(int which, size_t first, const void *data, size_t size)
+{
+    const unsigned char *bytes = data;
+    uint64_t sum = 0;
+    for (size_t i = 0; data && i < size; i++) {
+        random_state_t state = random_start(((uint64_t)which << 56) + (first + i) * 256 + bytes[i]);
+        sum += random_bits(&state);
+    }
+    return sum;
+}
+
+uint64_t rank_hash(const rank_t *r)
+{
+    const problem_t *p = r->whole;
+    const size_t real = real_size(p->gate_type), element = real_size(p->options.dtype);
+    const size_t y_row = (size_t)p->forward.y_stride * element, dx_row = (size_t)p->backward.dx_stride * element;
+    const size_t first = (size_t)r->first_token, tokens = (size_t)r->tokens;
+    uint64_t hash = hash_bytes(0, first * y_row, r->forward.y, tokens * y_row) +
+                    hash_bytes(1, first * dx_row, r->backward.dx, tokens * dx_row);
+    if (cumoe_ep_rank(r->ep) == 0)
+        hash += hash_bytes(2, 0, (const char *)r->forward.losses + CUMOE_LOSS_IMPORTANCE * real, real) +
+                hash_bytes(3, 0, (const char *)r->forward.losses + CUMOE_LOSS_LOAD * real, real);
+    for (problem_matrix_t m = 0; m < NUM_MATRICES; m++) {
+        if (!problem_has_gradient(p, m) || !of_experts(m)) continue;
+        int64_t begin, count;
+        blocks_of(r, m, &begin, &count);
+        const real_view_t view = problem_matrix_view(p, &p->gradients, m, 0);
+        const size_t size = (size_t)(view.rows * view.cols) * real_size(view.dtype);
+        hash += hash_bytes(4 + (int)m, (size_t)begin * size, *problem_matrix_pointer(&r->gradients, m),
+                           (size_t)count * size);
+    }
+    return hash;
+}
+
 void rank_check(rank_t *r)
 {
     check_gate(r);
@@ -369,7 +413,8 @@ void ranks_run(const problem_t *whole, const ranks_options_t *options, rank_body
     pthread_t threads[RANKS_MAX];
     const int32_t W = options->num_ranks;
     ranks_create_t *create = options->create ? options->create : cumoe_ep_create_local;
-    if (!ranks || create(ep, whole->handle, W, options->timeout) != CUMOE_SUCCESS) {
+    if (options->group) memcpy(ep, options->group, (size_t)W * sizeof *ep);
+    if (!ranks || (!options->group && create(ep, whole->handle, W, options->timeout) != CUMOE_SUCCESS)) {
         report_fail(report, "%s", cumoe_last_error());
         free(ranks);
         return;

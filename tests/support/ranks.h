@@ -21,9 +21,10 @@ typedef cumoe_status_t ranks_create_t(cumoe_ep_t **ep, const cumoe_handle_t *han
 typedef struct ranks_options {
     int32_t num_ranks;
     ranks_split_t split;
-    int64_t capacity;       /* config.exchange_capacity; 0 = exact */
-    double timeout;         /* seconds; 0 = the library's */
-    ranks_create_t *create; /* NULL = cumoe_ep_create_local() */
+    int64_t capacity;         /* config.exchange_capacity; 0 = exact */
+    double timeout;           /* seconds; 0 = the library's */
+    ranks_create_t *create;   /* NULL = cumoe_ep_create_local() */
+    cumoe_ep_t *const *group; /* [num_ranks], which end with the run; NULL = to be created */
 } ranks_options_t;
 
 struct rank;
@@ -53,8 +54,14 @@ typedef struct rank {
 bool rank_create(rank_t *rank, const problem_t *whole, const ranks_options_t *options, cumoe_ep_t *ep);
 void rank_destroy(rank_t *rank);
 
-/* Forward and backward, and the gates' gradients added up: collective. */
+/* Forward; backward, and the gates' gradients added up; both: collective. */
+bool rank_forward(rank_t *rank);
+bool rank_backward(rank_t *rank);
 bool rank_run(rank_t *rank);
+
+/* Of y, dx, the gradients of experts and, once, the losses of importance and load; each byte by its place in the
+ * whole problem, so that the sum over all ranks hangs on the whole alone. */
+uint64_t rank_hash(const rank_t *rank);
 
 /* What the rank gave against what the problem has from a run of its own: everything, or what experts have a part
  * in. */

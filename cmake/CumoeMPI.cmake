@@ -1,0 +1,16 @@
+# Whether libcumoe_mpi is built, with the MPI that is found. Sets CUMOE_WITH_MPI.
+
+option(CUMOE_MPI "Build libcumoe_mpi where an MPI is found" ON)
+set(CUMOE_WITH_MPI FALSE)
+if(CUMOE_MPI)
+  find_package(MPI QUIET COMPONENTS C)
+  if(MPI_C_FOUND AND MPIEXEC_EXECUTABLE)
+    set(CUMOE_WITH_MPI TRUE)
+  else()
+    set(reason "libcumoe_mpi: no MPI is found (Debian: apt-get install libopenmpi-dev openmpi-bin)")
+    if(CUMOE_STRICT)
+      message(FATAL_ERROR "${reason}. Without it: CUMOE_MPI=OFF")
+    endif()
+    list(APPEND CUMOE_LEFT_OUT "${reason}")
+  endif()
+endif()
