@@ -14,6 +14,7 @@ set(CUMOE_CUDA_SOURCES
   "${CMAKE_CURRENT_LIST_DIR}/gate_balanced_rows.cu"
   "${CMAKE_CURRENT_LIST_DIR}/gate_balanced_select.cu"
   "${CMAKE_CURRENT_LIST_DIR}/gate_bias.cu"
+  "${CMAKE_CURRENT_LIST_DIR}/gate_scratch.cu"
   "${CMAKE_CURRENT_LIST_DIR}/experts.cu"
   "${CMAKE_CURRENT_LIST_DIR}/experts_bf16.cu"
   "${CMAKE_CURRENT_LIST_DIR}/experts_exact.cu"
