@@ -9,7 +9,7 @@ command -v "$python" >/dev/null || { echo 'skipped: there is no python3'; exit 7
 cd "$(dirname "$0")/.." || exit 1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES='' PYTHONDONTWRITEBYTECODE=1
+export OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES=''
 bad=0
 
 expect() { # expect STATUS TEXT COMMAND...    TEXT is a pattern that the output has
