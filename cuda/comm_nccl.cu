@@ -265,7 +265,7 @@ void nccl_destroy(void *comm)
     free_group(&group);
 }
 
-constexpr cumoe_comm_ops_t kOps = {"nccl", nccl_destroy, nccl_abort, nccl_exchange, nccl_sum, nccl_wait};
+constexpr cumoe_comm_ops_t kOps = {nccl_destroy, nccl_abort, nccl_exchange, nccl_sum, nccl_wait};
 
 /* What NCCL knows of a communicator of the caller's. */
 cumoe_status_t borrow(const char *function, Group *group, void *comm)

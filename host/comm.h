@@ -26,7 +26,6 @@ typedef struct cumoe_transfer {
 } cumoe_transfer_t;
 
 typedef struct cumoe_comm_ops {
-    const char *name;
     void (*destroy)(void *comm);
     void (*abort)(void *comm);
     cumoe_status_t (*exchange)(void *comm, const cumoe_transfer_t *transfers, int count, cumoe_stream_t stream);

@@ -318,8 +318,7 @@ static void local_destroy(void *comm)
     free(member);
 }
 
-static const cumoe_comm_ops_t local_ops = {.name = "local",
-                                           .destroy = local_destroy,
+static const cumoe_comm_ops_t local_ops = {.destroy = local_destroy,
                                            .abort = local_abort,
                                            .exchange = local_exchange,
                                            .sum = local_sum,

@@ -349,8 +349,7 @@ static void transport_destroy(void *comm)
     free_member(m);
 }
 
-static const cumoe_comm_ops_t transport_ops = {.name = "transport",
-                                               .destroy = transport_destroy,
+static const cumoe_comm_ops_t transport_ops = {.destroy = transport_destroy,
                                                .abort = transport_abort,
                                                .exchange = transport_exchange,
                                                .sum = transport_sum,

@@ -29,8 +29,8 @@ typedef struct cumoe_side {
     int64_t x_stride;
 } cumoe_side_t;
 
-/* The traffic of a call, in BOUNDED or of the plan; NULL without ranks. plan and routing are what the caller
- * named. */
+/* Where traffic is to point: at the plan's, or, with a capacity, at *bounded, which is filled in; NULL without
+ * ranks. plan and routing are what the caller of FUNCTION named. */
 cumoe_status_t cumoe__exchange_traffic(const char *function, const cumoe_layer_t *layer,
                                        const cumoe_ep_plan_t *plan, const void *routing, int64_t num_tokens,
                                        cumoe_traffic_t *bounded, const cumoe_traffic_t **traffic);

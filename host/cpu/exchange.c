@@ -9,6 +9,12 @@ static int32_t first_expert(const cumoe_context_t *context, int32_t rank)
     return cumoe__first_expert(&context->config, context->ranks.count, rank);
 }
 
+/* Rows for the experts of a rank, whether or not they have room there. */
+static int64_t rows_for(const cumoe_context_t *context, const cumoe_dispatch_args_t *args, int32_t rank)
+{
+    return args->rows.offset[first_expert(context, rank + 1)] - args->rows.offset[first_expert(context, rank)];
+}
+
 /* The rank that has an expert. */
 static int32_t rank_of(const cumoe_context_t *context, int32_t expert)
 {
@@ -51,8 +57,7 @@ cumoe_status_t cumoe__cpu_dispatch_count(const cumoe_context_t *context, const c
 {
     (void)stream;
     for (int32_t r = 0; r < context->ranks.count; r++) {
-        args->count[2 * r] =
-            args->rows.offset[first_expert(context, r + 1)] - args->rows.offset[first_expert(context, r)];
+        args->count[2 * r] = (int32_t)rows_for(context, args, r);
         args->count[2 * r + 1] = args->parcels.offset[r + 1] - args->parcels.offset[r];
     }
     return CUMOE_SUCCESS;
@@ -98,8 +103,7 @@ cumoe_status_t cumoe__cpu_dispatch_pack(const cumoe_context_t *context, const cu
         for (int64_t slot = t * K; slot < (t + 1) * K; slot++) pack_slot(context, args, t, slot);
     if (!args->statistics || args->capacity == 0) return CUMOE_SUCCESS;
     for (int32_t r = 0; r < context->ranks.count; r++) {
-        const int64_t rows =
-            args->rows.offset[first_expert(context, r + 1)] - args->rows.offset[first_expert(context, r)];
+        const int64_t rows = rows_for(context, args, r);
         if (rows > args->capacity) args->statistics->exchange_overflow += rows - args->capacity;
     }
     return CUMOE_SUCCESS;
