@@ -3,6 +3,7 @@
 PREFIX ?= /usr/local
 TEXT   ?=
 ARGS   ?=
+LAUNCH ?=
 JOBS   ?= $(shell nproc)
 
 build   := build/release
@@ -12,7 +13,7 @@ texts   := $(if $(TEXT),--text '$(TEXT)',--text build/text/bible.txt --text buil
 results := examples/language_model/results
 strict  := -DCUMOE_STRICT=ON $(if $(CI),-DCMAKE_COMPILE_WARNING_AS_ERROR=ON)
 cuda    := -DCUMOE_CUDA=$$cuda
-export TEXT
+export TEXT LAUNCH
 
 .PHONY: help demo test bench install coverage readme
 
@@ -21,12 +22,12 @@ help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 14
 	@echo 'Logs and results are below build/.'
 
-demo: ## train language models on real text: experts against a dense layer (TEXT=path, ARGS="--seeds 3" or --table6)
+demo: ## train language models on real text: experts against a dense layer (TEXT=path, ARGS="--seeds 3" or --table6, LAUNCH="mpirun -n 2")
 	@.ci/packages demo
 	@$(if $(TEXT),,$(step) 'fetch text' examples/language_model/fetch_text.sh build/text)
 	@cuda=$$(.ci/cuda demo) && $(step) 'configure' cmake --preset release -DCUMOE_STRICT=OFF $(cuda)
 	@$(step) 'build the demo' cmake --build $(build) --target cumoe-language-model -j $(JOBS)
-	@GOMP_SPINCOUNT=3000 $(model) $(texts) --out build/demo $(ARGS)
+	@GOMP_SPINCOUNT=3000 $(LAUNCH) $(model) $(if $(LAUNCH),--ranks mpi) $(texts) --out build/demo $(ARGS)
 
 test: ## build everything and run all tests
 	@.ci/packages $(if $(CI),ci,test)

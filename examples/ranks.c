@@ -1,9 +1,9 @@
 /* Expert parallelism: processes share the experts of a layer, and each has tokens of its own. Forward, backward,
  * and the gradients of the gate, which every process has, added up. This file is two programs:
  *
- *   torchrun --no-python --nproc-per-node 2 ranks    GPUs over NCCL, one for each process; also srun, or by hand:
- *                                                    examples/README.md
- *   mpirun -n 2 ranks_mpi                            processes of MPI, on GPUs or on CPUs
+ *   torchrun --no-python --nproc-per-node 2 ./ranks   GPUs over NCCL, one for each process; also by srun, or by
+ *                                                     hand: examples/README.md
+ *   mpirun -n 2 ./ranks_mpi                           processes of MPI, on GPUs or on CPUs
  *
  * A process that fails ends, and the launcher ends the others. */
 #include <cumoe/cumoe.h>
@@ -29,7 +29,15 @@ static void *device_alloc(const cumoe_handle_t *handle, size_t size)
 }
 
 /* STEP 1: a device for each process, and the group of all of them. */
-#ifdef WITH_MPI
+#ifndef WITH_MPI
+static void join(cumoe_handle_t **handle, cumoe_ep_t **ep)
+{
+    const char *local_rank = getenv("LOCAL_RANK"); /* torchrun's */
+    if (!local_rank) local_rank = getenv("SLURM_LOCALID");
+    check(cumoe_handle_create(handle, CUMOE_BACKEND_CUDA, local_rank ? atoi(local_rank) : 0));
+    check(cumoe_ep_create(ep, *handle, NULL)); /* NULL: who meets where is in the environment as well */
+}
+#else
 #include <cumoe/mpi.h>
 
 static void join(cumoe_handle_t **handle, cumoe_ep_t **ep)
@@ -44,14 +52,6 @@ static void join(cumoe_handle_t **handle, cumoe_ep_t **ep)
     if (cumoe_handle_create(handle, CUMOE_BACKEND_CUDA, local_rank) != CUMOE_SUCCESS)
         check(cumoe_handle_create(handle, CUMOE_BACKEND_AUTO, 0));
     check(cumoe_ep_create_mpi(ep, *handle, MPI_COMM_WORLD, 0));
-}
-#else
-static void join(cumoe_handle_t **handle, cumoe_ep_t **ep)
-{
-    const char *local_rank = getenv("LOCAL_RANK"); /* torchrun's */
-    if (!local_rank) local_rank = getenv("SLURM_LOCALID");
-    check(cumoe_handle_create(handle, CUMOE_BACKEND_CUDA, local_rank ? atoi(local_rank) : 0));
-    check(cumoe_ep_create(ep, *handle, NULL)); /* NULL: who meets where is in the environment as well */
 }
 #endif
 

@@ -27,9 +27,11 @@ void *host_alloc(size_t count, size_t size)
     return memory;
 }
 
-void device_open(device_t *device, cumoe_backend_t backend, bool copy)
+void device_open(device_t *device, cumoe_backend_t backend, bool copy, int ordinal)
 {
-    check(cumoe_handle_create(&device->handle, backend, 0));
+    if (backend == CUMOE_BACKEND_CPU || ordinal == 0 ||
+        cumoe_handle_create(&device->handle, CUMOE_BACKEND_CUDA, ordinal) != CUMOE_SUCCESS)
+        check(cumoe_handle_create(&device->handle, backend, 0));
     device->shared = cumoe_handle_backend(device->handle) == CUMOE_BACKEND_CPU && !copy;
 }
 

@@ -26,8 +26,9 @@ _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2))
 /* Host memory, zeroed; ends the program when there is none. */
 void *host_alloc(size_t count, size_t size);
 
-/* copy: keep two copies on the CPU backend as well, as a GPU needs it. */
-void device_open(device_t *device, cumoe_backend_t backend, bool copy);
+/* copy: keep two copies on the CPU backend as well, as a GPU needs it. ordinal: of several GPUs; where there is no
+ * such GPU, the first is shared. */
+void device_open(device_t *device, cumoe_backend_t backend, bool copy, int ordinal);
 void device_close(device_t *device);
 
 mirror_t mirror_create(const device_t *device, size_t size);

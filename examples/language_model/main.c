@@ -6,7 +6,8 @@
  *   report.c    tables                         pictures.c gnuplot
  *   table6.c    the paper's table 6            balanced.c its appendix F
  *   schedule.c  learning rates                 resume.c   what an interrupted run has done
- *   ranks.c     several ranks train one model */
+ *   ranks.c     several ranks train one model:
+ *               threads, or processes (processes.c) */
 #include "balanced.h"
 #include "options.h"
 #include "pictures.h"
@@ -91,19 +92,24 @@ static bool was_trained(run_t *run, kind_index_t index, uint64_t seed)
     return true;
 }
 
-static void train_kind(run_t *run, kind_index_t index, uint64_t seed)
+/* A model as train_model() and train_on_ranks() take it. */
+static model_t describe_model(const run_t *run, kind_index_t index, uint64_t seed)
 {
-    if (was_trained(run, index, seed)) return;
-    const kind_t *kind = &kinds[index];
-    model_t model = {.device = &run->device,
-                     .kind = kind,
+    return (model_t){.device = &run->device,
+                     .kind = &kinds[index],
                      .symbols = run->text.symbols,
                      .batch = run->schedule.batch > BATCH ? run->schedule.batch : BATCH,
                      .seed = seed,
                      .optimizer = run->options.optimizer};
+}
+
+static void train_kind(run_t *run, kind_index_t index, uint64_t seed)
+{
+    if (was_trained(run, index, seed)) return;
+    const kind_t *kind = &kinds[index];
+    model_t model = describe_model(run, index, seed);
     if (index == MOE_32_RANKS) {
-        const result_t result =
-            train_on_ranks(&model, run->options.ranks, &run->text, &run->schedule, &run->progress);
+        const result_t result = train_on_ranks(&model, &run->options, &run->text, &run->schedule, &run->progress);
         report_training(&run->report, kind, seed, &result);
         add_result(&run->summary[index], &result);
         return;
@@ -142,7 +148,7 @@ static void train_all(run_t *run)
     const int seeds = run->options.seeds;
     double work = last < NUM_KINDS ? training_work(&kinds[last], &run->schedule) : 0;
     for (int i = 0; kind[i] < NUM_KINDS; i++) work += seeds * training_work(&kinds[kind[i]], &run->schedule);
-    progress_start(&run->progress, work);
+    progress_start(&run->progress, work, run->options.processes);
     for (int seed = 1; seed <= seeds; seed++)
         for (int i = 0; kind[i] < NUM_KINDS; i++) train_kind(run, kind[i], (uint64_t)seed);
     if (last < NUM_KINDS) train_kind(run, last, 1);
@@ -190,29 +196,51 @@ static bool report_masks(run_t *run)
 
 static bool report_all_ranks(run_t *run)
 {
-    report_ranks(&run->report, run->options.ranks, run->summary);
-    return report_ranks_verdict(&run->report, run->options.ranks, run->summary, run->options.quick);
+    report_ranks(&run->report, &run->options, run->summary);
+    return report_ranks_verdict(&run->report, &run->options, run->summary);
+}
+
+/* All of it, but for what other processes do. */
+static bool train_and_report(run_t *run)
+{
+    enter_folder(run->options.out);
+    if (run->options.resume) run->past = past_read(&run->options, &run->text, &run->schedule);
+    report_open(&run->report, &run->options, &run->text, &run->schedule, &run->device);
+    train_all(run);
+    bool (*const reports[])(run_t *) = {report_demo, report_all_rows, report_masks, report_all_ranks};
+    const bool good = reports[run->options.experiment](run);
+    report_close(&run->report, run->options.out, seconds_now() - run->progress.start + run->past_seconds);
+    past_free(run->past);
+    return good;
+}
+
+/* Processes behind the first are of the same model, and say nothing of it. */
+static bool train_along(const run_t *run)
+{
+    progress_t silent = {0};
+    for (int seed = 1; seed <= run->options.seeds; seed++) {
+        const model_t model = describe_model(run, MOE_32_RANKS, (uint64_t)seed);
+        train_on_ranks(&model, &run->options, &run->text, &run->schedule, &silent);
+    }
+    return true;
 }
 
 int main(int argc, char **argv)
 {
     static run_t run;
+    processes_t processes = {0};
     options_read(&run.options, argc, argv);
+    if (run.options.processes) {
+        processes = processes_begin();
+        run.options.ranks = processes.number;
+    }
     if (run.options.threads) omp_set_num_threads(run.options.threads);
     text_load(&run.text, run.options.num_texts, run.options.text);
-    device_open(&run.device, run.options.backend, run.options.copy);
+    device_open(&run.device, run.options.backend, run.options.copy, processes.local_rank);
     run.schedule = make_schedule(&run.options, &run.text);
-    enter_folder(run.options.out);
-
-    if (run.options.resume) run.past = past_read(&run.options, &run.text, &run.schedule);
-    report_open(&run.report, &run.options, &run.text, &run.schedule, &run.device);
-    train_all(&run);
-    bool (*const reports[])(run_t *) = {report_demo, report_all_rows, report_masks, report_all_ranks};
-    const bool good = reports[run.options.experiment](&run);
-    report_close(&run.report, run.options.out, seconds_now() - run.progress.start + run.past_seconds);
-
-    past_free(run.past);
+    const bool good = processes.rank == 0 ? train_and_report(&run) : train_along(&run);
     device_close(&run.device);
     text_free(&run.text);
+    if (run.options.processes) processes_end();
     return good ? EXIT_SUCCESS : 2;
 }

@@ -27,6 +27,8 @@ static const char help[] =
     "  --balanced       the strictly balanced gate, in place of all other tables; about 2 minutes\n"
     "  --ranks N        MoE-32 on one rank and on N, each with its part of the batch and its experts; about 2 "
     "minutes\n"
+    "  --ranks mpi      the same, where the ranks are the processes of mpirun -n N cumoe-language-model --ranks "
+    "mpi\n"
     "  --seeds N        train the models of the first table N times, from other random numbers    [1; table 6: "
     "3]\n"
     "  --epochs X       passes over the training characters                                       [1; table 6: 3]\n"
@@ -40,8 +42,10 @@ static const char help[] =
     "  --optimizer NAME adam, or factored: the experts' second moments as row and column means         [adam]\n"
     "  --quick          a few steps and no verdict: does everything run?\n"
     "  --resume         with --table6: go on where a run into the same folder was interrupted\n"
-    "  --threads N      threads                                                                   [all "
-    "processors]\n"
+    "  --threads N      threads; under mpirun of each process                                     [all "
+    "processors;\n"
+    "                                                                                             under mpirun "
+    "a share]\n"
     "  --out DIR        folder for demo.md (table6.md, balanced.md, ranks.md), demo.tsv and the pictures; made if "
     "it is "
     "missing       "
@@ -150,7 +154,8 @@ void options_read(options_t *options, int argc, char **argv)
             break;
         case RANKS:
             options->experiment = EXPERIMENT_RANKS;
-            options->ranks = integer("--ranks", optarg, 2, MAX_RANKS);
+            options->processes = strcmp(optarg, "mpi") == 0;
+            if (!options->processes) options->ranks = integer("--ranks", optarg, 2, MAX_RANKS);
             break;
         case SEEDS:
             options->seeds = integer("--seeds", optarg, 1, 100);
@@ -197,6 +202,7 @@ void options_read(options_t *options, int argc, char **argv)
         default:
             exit(EXIT_FAILURE);
         }
+    if (options->experiment != EXPERIMENT_RANKS) options->processes = false;
     if (options->resume && options->experiment != EXPERIMENT_TABLE6)
         die("--resume: only --table6 takes so long; see --help");
     const bool long_run = options->experiment == EXPERIMENT_TABLE6 && !options->quick;

@@ -22,7 +22,8 @@ typedef struct options {
     int64_t steps; /* 0 = as epochs says */
     schedule_kind_t schedule;
     cumoe_optimizer_t optimizer;
-    int ranks; /* of EXPERIMENT_RANKS */
+    int ranks;      /* of EXPERIMENT_RANKS */
+    bool processes; /* they are those of mpirun, which knows their number */
     bool quick, resume;
     int threads; /* 0 = OpenMP's number */
     const char *out;

@@ -1,9 +1,11 @@
 #!/bin/sh
 # Does the language model run, say no where it must, and give the same figures whatever the threads and the memory?
 #
-#   test.sh PROGRAM FOLDER
+#   test.sh PROGRAM FOLDER            all but
+#   test.sh PROGRAM FOLDER MPIEXEC    ranks as processes
 set -eu
 program=$(realpath "$1")
+mpiexec=${3-}
 folder=$(mktemp -d "$2/language-model-test.XXXXXX")
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
@@ -33,6 +35,33 @@ quick() # folder options...
     "$program" --text first.txt --text second.txt --quick --steps 6 --backend cpu --out "$out" "$@" >"$out.log" ||
         fail "a quick run: $(cat "$out.log")"
 }
+
+# Ranks as processes give the figures of as many threads; the others are silent. A process that fails ends the run.
+processes() # number of processes, options...
+{
+    number=$1
+    shift
+    "$mpiexec" -n "$number" "$program" --text first.txt --ranks mpi --backend cpu --quick "$@"
+}
+perplexities()
+{
+    grep perplexity "$1/ranks.tsv"
+}
+if [ -n "$mpiexec" ]; then
+    quick threads --ranks 3 --steps 20 --seeds 2
+    processes 3 --text second.txt --out processes --steps 20 --seeds 2 >processes.log 2>&1 || fail "$(cat processes.log)"
+    perplexities threads >expected
+    [ "$(grep -c 'MoE-32, ranks, seed' expected)" = 2 ] || fail "no two trainings on ranks"
+    perplexities processes | cmp - expected || fail "processes have other perplexities than threads"
+    [ "$(grep -c '^Took' processes.log)" = 1 ] || fail "not one process alone speaks"
+    grep -q '3 .* 11 |' processes/ranks.md || fail "ranks.md is not about 3 ranks"
+    if processes 1 --out lost --steps 4 : -n 1 "$program" --text nowhere.txt --ranks mpi >lost.log 2>&1; then
+        fail "a text is missing, and the run is good"
+    fi
+    grep -q 'cannot read the text nowhere.txt' lost.log || fail "the end of a process: $(cat lost.log)"
+    exit
+fi
+
 quick one --threads 1
 for file in demo.md demo.tsv perplexity.gp load.gp experts.gp; do
     [ -s "one/$file" ] || fail "$file is missing"
