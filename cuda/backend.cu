@@ -136,6 +136,10 @@ constexpr cumoe_backend_ops_t make_table()
     table.stream_create = stream_create;
     table.stream_destroy = stream_destroy;
     table.stream_synchronize = stream_synchronize;
+    table.lane_create = lane_create;
+    table.lane_destroy = lane_destroy;
+    table.mark_set = mark_set;
+    table.mark_wait = mark_wait;
     table.supports = supports;
     table.row_tiles = true;
     table.workspace_size = workspace_size;

@@ -181,4 +181,47 @@ cumoe_status_t stream_synchronize(void *device, cumoe_stream_t stream)
     return call.status("cumoe_stream_synchronize", error);
 }
 
+/* It waits for marks alone, not for the default stream: exchanges are to run beside what the caller enqueued there.
+ */
+cumoe_status_t lane_create(void *device, cumoe_lane_t *lane)
+{
+    const DeviceCall call(of(device).ordinal);
+    cumoe_lane_t made = {};
+    cudaError_t error = call.error();
+    if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&made.stream, cudaStreamNonBlocking);
+    for (void *&mark : made.marks) {
+        cudaEvent_t event = nullptr;
+        if (error == cudaSuccess) error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+        mark = event;
+    }
+    if (error != cudaSuccess) lane_destroy(device, &made);
+    CUMOE_TRY(call.status("cumoe_layer_create", error));
+    *lane = made;
+    return CUMOE_SUCCESS;
+}
+
+void lane_destroy(void *device, cumoe_lane_t *lane)
+{
+    const DeviceCall call(of(device).ordinal);
+    for (void *mark : lane->marks)
+        if (mark) (void)cudaEventDestroy(static_cast<cudaEvent_t>(mark));
+    if (lane->stream) (void)cudaStreamDestroy(lane->stream);
+}
+
+cumoe_status_t mark_set(void *device, void *mark, cumoe_stream_t stream)
+{
+    const DeviceCall call(of(device).ordinal);
+    const cudaError_t error =
+        call.error() != cudaSuccess ? call.error() : cudaEventRecord(static_cast<cudaEvent_t>(mark), stream);
+    return call.status("config.exchange_chunks", error);
+}
+
+cumoe_status_t mark_wait(void *device, void *mark, cumoe_stream_t stream)
+{
+    const DeviceCall call(of(device).ordinal);
+    const cudaError_t error =
+        call.error() != cudaSuccess ? call.error() : cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(mark), 0);
+    return call.status("config.exchange_chunks", error);
+}
+
 } // namespace cumoe

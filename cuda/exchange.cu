@@ -12,24 +12,42 @@ namespace
 
 constexpr int kThreads = 256, kBlocksPerSm = 8;
 
-/* Which experts a rank has: cumoe__first_expert(), on the device. */
+/* Which experts a parcel has: cumoe__first_of_parcel(), on the device. */
 struct Owners {
-    int32_t together, units, num_ranks; // experts that stay together; how many such units, and ranks
+    int32_t together, units, num_ranks, chunks; // experts that stay together; how many such units, ranks, chunks
 
-    __device__ __forceinline__ int32_t first_expert(int32_t rank) const
+    __device__ __forceinline__ int32_t first_of_rank(int32_t rank) const
     {
         return static_cast<int32_t>(static_cast<int64_t>(units) * rank / num_ranks) * together;
     }
-    __device__ __forceinline__ int32_t rank_of(int32_t expert) const
+    __device__ __forceinline__ int32_t first_expert(int32_t parcel) const
     {
-        return static_cast<int32_t>((static_cast<int64_t>(expert / together + 1) * num_ranks - 1) / units);
+        const int32_t rank = rank_of(parcel), first = first_of_rank(rank), chunk = parcel - rank * chunks;
+        if (chunk == 0) return first;
+        return first + static_cast<int32_t>(static_cast<int64_t>(first_of_rank(rank + 1) - first) * chunk / chunks);
+    }
+    __device__ __forceinline__ int32_t rank_of(int32_t parcel) const
+    {
+        return parcel / chunks;
+    }
+    __device__ __forceinline__ int32_t parcel_of(int32_t expert) const
+    {
+        const int64_t unit = expert / together;
+        const int32_t rank = static_cast<int32_t>(((unit + 1) * num_ranks - 1) / units);
+        if (chunks == 1) return rank;
+        const int32_t first = first_of_rank(rank), own = first_of_rank(rank + 1) - first;
+        return rank * chunks + static_cast<int32_t>((static_cast<int64_t>(expert - first + 1) * chunks - 1) / own);
+    }
+    __device__ __forceinline__ int32_t num_parcels() const
+    {
+        return num_ranks * chunks;
     }
 };
 
 Owners owners_of(const cumoe_context_t &context)
 {
     const int32_t together = cumoe__experts_together(&context.config);
-    return {together, context.config.num_experts / together, context.ranks.count};
+    return {together, context.config.num_experts / together, context.ranks.count, context.config.exchange_chunks};
 }
 
 struct Dispatch {
@@ -39,17 +57,17 @@ struct Dispatch {
     bool wide; // weights are F64
 };
 
-/* The rank that a slot's row goes to, and which of the rows for it; -1: not routed, or no room there. */
+/* The parcel of a slot's row, and which of its rows; -1: not routed, or no room there. */
 struct Sent {
-    int32_t rank, row;
+    int32_t parcel, row;
 };
 __device__ __forceinline__ Sent find_row(const Dispatch &d, int64_t slot)
 {
     const int32_t row = d.args.rows.slot_row[slot];
     if (row < 0) return {-1, 0};
-    const int32_t rank = d.owners.rank_of(d.args.routing.expert[slot]);
-    const int32_t among = row - d.args.rows.offset[d.owners.first_expert(rank)];
-    return {d.args.capacity == 0 || among < d.args.capacity ? rank : -1, among};
+    const int32_t parcel = d.owners.parcel_of(d.args.routing.expert[slot]);
+    const int32_t among = row - d.args.rows.offset[d.owners.first_expert(parcel)];
+    return {d.args.capacity == 0 || among < d.args.capacity ? parcel : -1, among};
 }
 
 __device__ __forceinline__ bool is_live(const Dispatch &d, int64_t slot)
@@ -57,53 +75,89 @@ __device__ __forceinline__ bool is_live(const Dispatch &d, int64_t slot)
     return slot / d.top_k < d.args.routing.call->live_tokens;
 }
 
+__device__ __forceinline__ int32_t rows_of(const Dispatch &d, int32_t parcel)
+{
+    return d.args.rows.offset[d.owners.first_expert(parcel + 1)] -
+           d.args.rows.offset[d.owners.first_expert(parcel)];
+}
+
+/* The parcel of a slot, unless another slot of its token brings it to that rank earlier. */
+__device__ __forceinline__ int32_t mark_slot(const Dispatch &d, int64_t slot)
+{
+    const int32_t parcel = is_live(d, slot) ? find_row(d, slot).parcel : -1;
+    if (parcel < 0) return -1;
+    const int64_t begin = slot - slot % d.top_k;
+    const int32_t rank = d.owners.rank_of(parcel);
+    for (int64_t other = slot - 1; other >= begin; other--) {
+        const int32_t with = find_row(d, other).parcel;
+        if (with >= 0 && with <= parcel && d.owners.rank_of(with) == rank) return -1;
+    }
+    if (parcel == rank * d.owners.chunks) return parcel; // there is none before
+    for (int64_t other = slot + 1; other < begin + d.top_k; other++) {
+        const int32_t with = find_row(d, other).parcel;
+        if (with >= 0 && with < parcel && d.owners.rank_of(with) == rank) return -1;
+    }
+    return parcel;
+}
+
 __global__ void __launch_bounds__(kThreads) dispatch_mark_kernel(Dispatch d, int64_t slots)
 {
     const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-    for (int64_t slot = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; slot < slots; slot += step) {
-        int32_t rank = is_live(d, slot) ? find_row(d, slot).rank : -1;
-        for (int64_t before = slot - 1; rank >= 0 && before >= slot - slot % d.top_k; before--)
-            if (find_row(d, before).rank == rank) rank = -1; // another slot stands for the token there
-        d.args.slot_rank[slot] = rank;
-    }
+    for (int64_t slot = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; slot < slots; slot += step)
+        d.args.slot_parcel[slot] = mark_slot(d, slot);
 }
 
 __global__ void __launch_bounds__(kThreads) dispatch_count_kernel(Dispatch d)
 {
-    for (int32_t r = static_cast<int32_t>(threadIdx.x); r < d.owners.num_ranks; r += kThreads) {
-        const int32_t *rows = d.args.rows.offset, *tokens = d.args.parcels.offset;
-        d.args.count[2 * r] = rows[d.owners.first_expert(r + 1)] - rows[d.owners.first_expert(r)];
-        d.args.count[2 * r + 1] = tokens[r + 1] - tokens[r];
+    for (int32_t p = static_cast<int32_t>(threadIdx.x); p < d.owners.num_parcels(); p += kThreads) {
+        d.args.count[2 * p] = rows_of(d, p);
+        d.args.count[2 * p + 1] = d.args.parcels.offset[p + 1] - d.args.parcels.offset[p];
     }
 }
 
-/* Where what goes to a rank begins, among rows or tokens that are sorted. */
-__device__ __forceinline__ int64_t begin_of(const Dispatch &d, int32_t rank, int32_t sorted)
+/* Where a parcel begins, among rows or tokens that are sorted. */
+__device__ __forceinline__ int64_t begin_of(const Dispatch &d, int32_t parcel, int32_t sorted)
 {
-    return d.args.capacity > 0 ? rank * d.args.capacity : sorted;
+    return d.args.capacity > 0 ? parcel * d.args.capacity : sorted;
+}
+
+/* The slot that stands for the token of a slot with a rank. */
+__device__ __forceinline__ int64_t find_marked(const Dispatch &d, int64_t slot, int32_t rank)
+{
+    const auto stands = [&](int64_t i) {
+        return d.args.slot_parcel[i] >= 0 && d.owners.rank_of(d.args.slot_parcel[i]) == rank;
+    };
+    const int64_t begin = slot - slot % d.top_k;
+    int64_t i = slot;
+    while (i >= begin && !stands(i)) i--;
+    if (i >= begin) return i;
+    i = slot + 1;
+    while (!stands(i)) i++;
+    return i;
 }
 
 __device__ __forceinline__ void pack_slot(const Dispatch &d, int64_t slot)
 {
     const cumoe_dispatch_args_t &a = d.args;
     const Sent sent = find_row(d, slot);
-    if (sent.rank < 0) {
+    if (sent.parcel < 0) {
         a.rows.slot_row[slot] = -1;
         return;
     }
-    const int32_t expert = d.owners.first_expert(sent.rank);
-    const int64_t at = begin_of(d, sent.rank, a.rows.offset[expert]) + sent.row;
-    int64_t first = slot; // the one that stands for the token with this rank
-    while (a.slot_rank[first] != sent.rank) first--;
-    const int32_t sorted = a.parcels.offset[sent.rank], number = a.parcels.slot_row[first] - sorted;
+    const int32_t expert = d.owners.first_expert(sent.parcel), rank = d.owners.rank_of(sent.parcel);
+    const int64_t at = begin_of(d, sent.parcel, a.rows.offset[expert]) + sent.row;
+    const int64_t marked = find_marked(d, slot, rank);
+    const int32_t with = a.slot_parcel[marked], first = rank * d.owners.chunks;
+    const int32_t *offset = a.parcels.offset;
+    const int64_t sent_token = begin_of(d, with, offset[with]) + a.parcels.slot_row[marked] - offset[with];
     a.rows.slot_row[slot] = static_cast<int32_t>(at);
     a.expert[at] = a.routing.expert[slot] - expert;
-    a.token[at] = number;
+    a.token[at] = static_cast<int32_t>(sent_token - begin_of(d, first, offset[first]));
     if (d.wide)
         static_cast<double *>(a.weight)[at] = static_cast<const double *>(a.routing.weight)[slot];
     else
         static_cast<float *>(a.weight)[at] = static_cast<const float *>(a.routing.weight)[slot];
-    if (first == slot) a.sent_token[begin_of(d, sent.rank, sorted) + number] = static_cast<int32_t>(slot / d.top_k);
+    if (marked == slot) a.sent_token[sent_token] = static_cast<int32_t>(slot / d.top_k);
 }
 
 __global__ void __launch_bounds__(kThreads) dispatch_pack_kernel(Dispatch d, int64_t slots)
@@ -114,9 +168,8 @@ __global__ void __launch_bounds__(kThreads) dispatch_pack_kernel(Dispatch d, int
 
     // What has no room.
     if (blockIdx.x > 0 || !d.args.statistics || d.args.capacity == 0) return;
-    for (int32_t r = static_cast<int32_t>(threadIdx.x); r < d.owners.num_ranks; r += kThreads) {
-        const int64_t rows =
-            d.args.rows.offset[d.owners.first_expert(r + 1)] - d.args.rows.offset[d.owners.first_expert(r)];
+    for (int32_t p = static_cast<int32_t>(threadIdx.x); p < d.owners.num_parcels(); p += kThreads) {
+        const int64_t rows = rows_of(d, p);
         if (rows > d.args.capacity)
             atomic_add(reinterpret_cast<uint64_t *>(&d.args.statistics->exchange_overflow),
                        static_cast<uint64_t>(rows - d.args.capacity));
@@ -129,16 +182,14 @@ __global__ void arrive_begin_kernel(cumoe_call_t *call, int64_t num_slots)
 }
 
 /* A row of blocks for each rank: the numbers of its tokens become those among the tokens of all. */
-__global__ void __launch_bounds__(kThreads) arrive_end_kernel(cumoe_arrive_args_t args)
+__global__ void __launch_bounds__(kThreads) arrive_end_kernel(cumoe_arrive_args_t args, int32_t chunks)
 {
     const int64_t rank = blockIdx.y, step = static_cast<int64_t>(gridDim.x) * kThreads;
-    int64_t begin = rank * args.capacity, tokens = begin, count = args.capacity;
+    int64_t begin = rank * args.capacity, tokens = begin * chunks, count = args.capacity;
     if (args.capacity == 0) {
-        for (int64_t r = 0; r < rank; r++) {
-            begin += args.count[2 * r];
-            tokens += args.count[2 * r + 1];
-        }
-        count = args.count[2 * rank];
+        for (int64_t p = 0; p < rank * chunks; p++) tokens += args.count[2 * p + 1];
+        for (int64_t r = 0; r < rank; r++) begin += args.count[2 * (r * chunks + args.chunk)];
+        count = args.count[2 * (rank * chunks + args.chunk)];
     }
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
         const int32_t row = args.rows.slot_row[begin + i];
@@ -230,7 +281,7 @@ cudaError_t arrive_end(const cumoe_context_t &context, const cumoe_arrive_args_t
     const unsigned ranks = static_cast<unsigned>(context.ranks.count);
     dim3 grid = slot_blocks(context, (args.num_slots + ranks - 1) / ranks);
     grid.y = ranks;
-    return launch({grid, kThreads, stream}, arrive_end_kernel, args);
+    return launch({grid, kThreads, stream}, arrive_end_kernel, args, context.config.exchange_chunks);
 }
 
 cudaError_t gather(const cumoe_context_t &context, const cumoe_gather_args_t &args, cudaStream_t stream)

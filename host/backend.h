@@ -21,6 +21,13 @@ extern "C" {
 struct cumoe_ep_id;
 struct cumoe_ep_args;
 
+/* A second stream, of the layer's own beside the caller's, and marks by which one waits for the other. */
+enum { CUMOE_LANE_MARKS = 3 };
+typedef struct cumoe_lane {
+    cumoe_stream_t stream;
+    void *marks[CUMOE_LANE_MARKS];
+} cumoe_lane_t;
+
 /* Who shares the experts of a layer; alone: 1 rank that has all. */
 typedef struct cumoe_ranks {
     int32_t count, rank;
@@ -54,37 +61,37 @@ typedef struct cumoe_sum {
 
 enum { CUMOE_GATE_MAX_SUMS = 12 };
 
-/* Rows of a rank's tokens go to the ranks that have their experts; a token goes once to a rank. Rows stand sorted
- * by expert, and so by rank. The parts of the rows of a rank begin, in what is sent, behind those of lower ranks,
- * or, with a capacity, at rank * capacity, and what they leave free is -1. A row that has no room there is dropped.
- */
+/* Rows of a rank's tokens go to the ranks that have their experts, in L = W * exchange_chunks parcels
+ * (cumoe__first_of_parcel()); a token goes once to a rank, with the first parcel that needs it. Rows stand sorted
+ * by expert, and so by parcel. Those of a parcel begin, in what is sent, behind those of lower parcels, or, with a
+ * capacity, at parcel * capacity, and what they leave free is -1. A row that has no room there is dropped. */
 typedef struct cumoe_dispatch_args {
     int64_t num_tokens;      /* T of this rank */
-    int64_t capacity;        /* rows, and tokens, for a rank; 0 = as many as there are */
+    int64_t capacity;        /* rows, and tokens, of a parcel; 0 = as many as there are */
     cumoe_routing_t routing; /* in   expert, weight, call */
-    cumoe_rows_t rows;  /* in   offset, slot_row. pack: slot_row becomes the place among what is sent, -1 = none */
-    int32_t *slot_rank; /* [S]  mark: rank of a slot, where it is the first of its token with that rank that has
-                           room; else -1 */
-    cumoe_rows_t
-        parcels;         /* in   count, pack: the tokens sorted by rank, from slot_rank: offset [W + 1], slot_row */
-    int32_t *count;      /* out  [W, 2] count: rows and tokens for each rank */
-    int32_t *expert;     /* out  [P] pack: number of a sent row's expert among those of its rank; with a capacity
-                            the caller has filled it with -1 */
-    int32_t *token;      /* out  [P] pack: number of a sent row's token among those for the same rank */
-    void *weight;        /* out  [P] gate type, pack */
-    int32_t *sent_token; /* out  [tokens sent] pack: filled as expert */
+    cumoe_rows_t rows; /* in   offset, slot_row. pack: slot_row becomes the place among what is sent, -1 = none */
+    int32_t *slot_parcel; /* [S]  mark: the parcel of a slot that has room there, where it is the first of its token
+                             with that rank; else -1 */
+    cumoe_rows_t parcels; /* in   count, pack: the tokens sorted by slot_parcel: offset [L + 1], slot_row */
+    int32_t *count;       /* out  [L, 2] count: rows and tokens of each parcel */
+    int32_t *expert;      /* out  [P] pack: number of a sent row's expert among those of its parcel; with a capacity
+                             the caller has filled it with -1 */
+    int32_t *token;       /* out  [P] pack: number of a sent row's token among those for the same rank */
+    void *weight;         /* out  [P] gate type, pack */
+    int32_t *sent_token;  /* out  [tokens sent] pack: filled as expert */
     cumoe_statistics_t *statistics; /* out  [1] or NULL; pack: exchange_overflow */
 } cumoe_dispatch_args_t;
 
 /* What came: slots, each a row for an expert of this rank, sorted by expert by the stage permute, as if each were a
  * token with one choice. */
 typedef struct cumoe_arrive_args {
-    int64_t num_slots;    /* N, all ranks together */
+    int64_t num_slots;    /* N of this chunk, all ranks together */
     int64_t capacity;     /* as sent */
-    const int32_t *count; /* in   [W, 2] rows and tokens from each rank; without capacity */
-    const int32_t *token; /* in   [N] number among those of the same rank */
+    int32_t chunk;        /* which of the experts of this rank */
+    const int32_t *count; /* in   [L, 2] rows and tokens from each rank for each chunk; without capacity */
+    const int32_t *token; /* in   [N] number among those of the same rank, whatever the chunk */
     cumoe_call_t *call;   /* out  begin: N live tokens */
-    cumoe_rows_t rows;    /* end: in offset, slot_row; out row_token, among the tokens of all ranks */
+    cumoe_rows_t rows;    /* end: in offset, slot_row; out row_token, among the tokens of all ranks and chunks */
 } cumoe_arrive_args_t;
 
 /* Row i of to = row index[i] of from, bit for bit; where index[i] < 0 zeros, or nothing. */
@@ -110,6 +117,13 @@ typedef struct cumoe_backend_ops {
     cumoe_status_t (*stream_create)(void *device, cumoe_stream_t *stream);
     void (*stream_destroy)(void *device, cumoe_stream_t stream);
     cumoe_status_t (*stream_synchronize)(void *device, cumoe_stream_t stream);
+
+    /* All four NULL where there are no streams. lane: all or nothing. A mark stands for what is enqueued on a
+     * stream so far, and what comes later on another waits for that. */
+    cumoe_status_t (*lane_create)(void *device, cumoe_lane_t *lane);
+    void (*lane_destroy)(void *device, cumoe_lane_t *lane);
+    cumoe_status_t (*mark_set)(void *device, void *mark, cumoe_stream_t stream);
+    cumoe_status_t (*mark_wait)(void *device, void *mark, cumoe_stream_t stream);
 
     /* UNSUPPORTED_CONFIG with its name for what the backend has no kernel for; resolves max_threads. */
     cumoe_status_t (*supports)(void *device, cumoe_config_t *config);

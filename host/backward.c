@@ -47,42 +47,100 @@ static cumoe_status_t check_buffers(const cumoe_layer_t *layer, const cumoe_back
     return cumoe__check_buffers_apart(function, ranges, sizeof ranges / sizeof ranges[0]);
 }
 
-/* From dy, or what of it came from other ranks, to the gradients of hidden and of the weights of the sum. */
-static cumoe_status_t run_down(const cumoe_layer_t *layer, const cumoe_backward_args_t *a, const cumoe_layout_t *l,
-                               const cumoe_side_t *side, const cumoe_traffic_t *traffic, cumoe_stream_t stream)
+/* From dy to the gradients of rows, of the weights of the sum, and of the experts. */
+static cumoe_status_t run_experts(const cumoe_layer_t *layer, const cumoe_backward_args_t *a,
+                                  const cumoe_side_t *side, const cumoe_layout_t *l, const void *dy,
+                                  int64_t dy_stride, void *dweight, void *drows, cumoe_stream_t stream)
 {
-    void *dweight = a->dindex_weight ? a->dindex_weight : l->backward.dweight;
-    if (traffic) CUMOE_TRY(cumoe__exchange_dispatch_dy(layer, a, l, traffic, stream));
+    const cumoe_backend_ops_t *ops = layer->handle->ops;
+    const int64_t z_width = cumoe__z_width(&layer->context.config);
+    void *z = cumoe__side_rows(side, l->z, z_width), *dz = cumoe__side_rows(side, l->backward.dz, z_width);
     if (layer->context.config.recompute) {
         const cumoe_up_args_t up = {.struct_size = sizeof up,
                                     .num_tokens = side->num_tokens,
-                                    .weights = a->weights,
+                                    .weights = &side->weights,
                                     .rows = side->rows,
                                     .x = side->x,
                                     .x_stride = side->x_stride,
-                                    .z = l->z,
+                                    .z = z,
                                     .workspace = l->stage,
                                     .workspace_size = l->stage_size};
-        CUMOE_TRY(layer->handle->ops->up(&layer->experts, &up, stream));
+        CUMOE_TRY(ops->up(&side->context, &up, stream));
     }
     const cumoe_down_backward_args_t down = {.struct_size = sizeof down,
                                              .num_tokens = side->num_tokens,
-                                             .weights = a->weights,
+                                             .weights = &side->weights,
                                              .routing = side->routing,
                                              .rows = side->rows,
-                                             .z = l->z,
-                                             .dy = traffic ? l->exchange.dy : a->dy,
-                                             .dy_stride =
-                                                 traffic ? layer->context.config.hidden_size : a->dy_stride,
-                                             .dz = l->backward.dz,
-                                             .dweight = traffic ? l->exchange.dweight : dweight,
-                                             .gradients = a->gradients,
+                                             .z = z,
+                                             .dy = dy,
+                                             .dy_stride = dy_stride,
+                                             .dz = dz,
+                                             .dweight = dweight,
+                                             .gradients = &side->gradients,
                                              .gradient_mode = a->gradient_mode,
                                              .workspace = l->stage,
                                              .workspace_size = l->stage_size};
-    CUMOE_TRY(layer->handle->ops->down_backward(&layer->experts, &down, stream));
-    if (!traffic) return CUMOE_SUCCESS;
-    return cumoe__exchange_return_dweight(layer, dweight, a->num_tokens, l, traffic, stream);
+    CUMOE_TRY(ops->down_backward(&side->context, &down, stream));
+    const cumoe_up_backward_args_t up = {.struct_size = sizeof up,
+                                         .num_tokens = side->num_tokens,
+                                         .weights = &side->weights,
+                                         .rows = side->rows,
+                                         .x = side->x,
+                                         .x_stride = side->x_stride,
+                                         .dz = dz,
+                                         .drows = drows,
+                                         .gradients = &side->gradients,
+                                         .gradient_mode = a->gradient_mode,
+                                         .workspace = l->stage,
+                                         .workspace_size = l->stage_size};
+    return ops->up_backward(&side->context, &up, stream);
+}
+
+/* What a chunk of a call between ranks needs. */
+typedef struct ranks_call {
+    const cumoe_layer_t *layer;
+    const cumoe_backward_args_t *args;
+    const cumoe_layout_t *layout;
+    const cumoe_traffic_t *traffic;
+} ranks_call_t;
+
+static cumoe_status_t dispatch(void *call, int32_t chunk, cumoe_stream_t stream)
+{
+    const ranks_call_t *c = call;
+    return cumoe__exchange_dispatch_dy(c->layer, c->layout, &c->traffic->chunk[chunk], stream);
+}
+
+static cumoe_status_t compute(void *call, int32_t chunk, cumoe_stream_t stream)
+{
+    const ranks_call_t *c = call;
+    const cumoe_layout_t *l = c->layout;
+    const cumoe_config_t *config = &c->layer->context.config;
+    const cumoe_side_t side =
+        cumoe__exchange_side(c->layer, l, c->traffic, chunk, c->args->weights, c->args->gradients);
+    void *drows = cumoe__side_rows(&side, l->backward.drows, config->hidden_size); /* others may want dx */
+    void *dweight =
+        (char *)l->exchange.dweight + (size_t)side.first_row * cumoe__dtype_size(cumoe__gate_dtype(config));
+    CUMOE_TRY(
+        run_experts(c->layer, c->args, &side, l, l->exchange.dy, config->hidden_size, dweight, drows, stream));
+    return cumoe__exchange_unpermute(c->layer, &side, drows, l, stream);
+}
+
+static cumoe_status_t give_back(void *call, int32_t chunk, cumoe_stream_t stream)
+{
+    const ranks_call_t *c = call;
+    return cumoe__exchange_return(c->layer, c->layout, &c->traffic->chunk[chunk], true, stream);
+}
+
+/* The same where experts are on several ranks. */
+static cumoe_status_t run_ranks(const cumoe_layer_t *layer, const cumoe_backward_args_t *a, const cumoe_layout_t *l,
+                                const cumoe_traffic_t *traffic, void *dweight, cumoe_stream_t stream)
+{
+    ranks_call_t call = {layer, a, l, traffic};
+    const cumoe_chunk_ops_t chunks = {&call, dispatch, compute, give_back};
+    CUMOE_TRY(cumoe__exchange_pack_dy(layer, a, l, traffic, stream));
+    CUMOE_TRY(cumoe__exchange_chunks(layer, &chunks, stream));
+    return cumoe__exchange_take_dweight(layer, dweight, a->num_tokens, l, stream);
 }
 
 static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_backward_args_t *a, const cumoe_layout_t *l,
@@ -92,9 +150,21 @@ static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_backward_args_
     const cumoe_context_t *context = &layer->context;
     const int64_t T = a->num_tokens;
     const bool learned = context->config.gate != CUMOE_GATE_EXTERNAL;
-    const cumoe_side_t side = traffic ? cumoe__exchange_side(layer, l, traffic)
-                                      : (cumoe_side_t){T, l->routing, l->rows, a->x, a->x_stride};
-    CUMOE_TRY(run_down(layer, a, l, &side, traffic, stream));
+    void *dweight = a->dindex_weight ? a->dindex_weight : l->backward.dweight;
+    if (traffic) {
+        CUMOE_TRY(run_ranks(layer, a, l, traffic, dweight, stream));
+    } else {
+        const cumoe_side_t side = {.context = layer->experts,
+                                   .weights = *a->weights,
+                                   .gradients = *a->gradients,
+                                   .num_tokens = T,
+                                   .routing = l->routing,
+                                   .rows = l->rows,
+                                   .x = a->x,
+                                   .x_stride = a->x_stride};
+        CUMOE_TRY(run_experts(layer, a, &side, l, a->dy, a->dy_stride, dweight, a->dx ? l->backward.drows : NULL,
+                              stream));
+    }
 
     void *dx_gate = a->dx && learned ? l->backward.dx_gate : NULL;
     if (learned) {
@@ -115,23 +185,6 @@ static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_backward_args_
                                                  .workspace_size = l->stage_size};
         CUMOE_TRY(ops->gate_backward(context, &gate, stream));
     }
-
-    const cumoe_up_backward_args_t up = {.struct_size = sizeof up,
-                                         .num_tokens = side.num_tokens,
-                                         .weights = a->weights,
-                                         .rows = side.rows,
-                                         .x = side.x,
-                                         .x_stride = side.x_stride,
-                                         .dz = l->backward.dz,
-                                         .drows = a->dx || traffic ? l->backward.drows : NULL,
-                                         .gradients = a->gradients,
-                                         .gradient_mode = a->gradient_mode,
-                                         .workspace = l->stage,
-                                         .workspace_size = l->stage_size};
-    CUMOE_TRY(ops->up_backward(&layer->experts, &up, stream));
-
-    if (traffic)
-        CUMOE_TRY(cumoe__exchange_return(layer, l->backward.drows, l, traffic, stream)); /* others want dx */
     if (!a->dx) return CUMOE_SUCCESS;
     const cumoe_permute_backward_args_t permute = {.struct_size = sizeof permute,
                                                    .num_tokens = T,
@@ -159,9 +212,8 @@ cumoe_status_t cumoe_layer_backward(const cumoe_layer_t *layer, const cumoe_back
     CUMOE_TRY(check_arrays(layer, &a));
     CUMOE_TRY(cumoe__check_stream(function, layer->handle, stream));
 
-    cumoe_traffic_t bounded;
     const cumoe_traffic_t *traffic;
-    CUMOE_TRY(cumoe__exchange_traffic(function, layer, a.plan, a.routing, a.num_tokens, &bounded, &traffic));
+    CUMOE_TRY(cumoe__exchange_traffic(function, layer, a.plan, a.routing, a.num_tokens, &traffic));
     CUMOE_TRY(check_buffers(layer, &a, traffic));
     const cumoe_memory_t memory = {a.workspace, a.saved, a.routing};
     const cumoe_layout_t layout = cumoe__layout(layer, CUMOE_PASS_BACKWARD, a.num_tokens, traffic, memory);

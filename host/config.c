@@ -90,6 +90,7 @@ static cumoe_status_t check_kinds(const char *function, const cumoe_config_t *c)
     RANGE(max_threads, 0, 4096, "0..4096");
     RANGE(max_sms, 0, 4096, "0..4096");
     RANGE(exchange_capacity, 0, INT32_MAX, "0..2^31 - 1");
+    RANGE(exchange_chunks, 0, CUMOE_MAX_CHUNKS, "0..16");
     return CUMOE_SUCCESS;
 }
 

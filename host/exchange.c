@@ -16,22 +16,15 @@ static cumoe_status_t exchange(const cumoe_layer_t *layer, const cumoe_transfer_
 
 cumoe_status_t cumoe__exchange_traffic(const char *function, const cumoe_layer_t *layer,
                                        const cumoe_ep_plan_t *plan, const void *routing, int64_t num_tokens,
-                                       cumoe_traffic_t *bounded, const cumoe_traffic_t **traffic)
+                                       const cumoe_traffic_t **traffic)
 {
     const cumoe_config_t *config = &layer->context.config;
-    const int64_t W = layer->context.ranks.count, C = config->exchange_capacity;
-    *traffic = NULL;
+    *traffic = layer->bounded;
     CUMOE_REQUIRE(
         !plan || cumoe__is_planned(config), INVALID_ARGUMENT,
         "%s: plan = %p, but a layer without ranks or with config.exchange_capacity has none: must be NULL",
         function, (const void *)plan);
-    if (!config->ep) return CUMOE_SUCCESS;
-    if (C > 0) {
-        const cumoe_blocks_t blocks = {layer->blocks, layer->blocks + W};
-        *bounded = (cumoe_traffic_t){blocks, blocks, blocks, blocks, W * C, W * C, W * C, W * C};
-        *traffic = bounded;
-        return CUMOE_SUCCESS;
-    }
+    if (!cumoe__is_planned(config)) return CUMOE_SUCCESS;
     CUMOE_REQUIRE(
         plan, INVALID_ARGUMENT,
         "%s: plan = NULL, but with ranks and config.exchange_capacity = 0 it must come from cumoe_ep_plan()",
@@ -52,10 +45,10 @@ cumoe_status_t cumoe__exchange_traffic(const char *function, const cumoe_layer_t
 static cumoe_dispatch_args_t dispatch_args(const cumoe_layer_t *layer, int64_t num_tokens, const cumoe_layout_t *l)
 {
     return (cumoe_dispatch_args_t){.num_tokens = num_tokens,
-                                   .capacity = layer->context.config.exchange_capacity,
+                                   .capacity = cumoe__parcel_capacity(&layer->context.config),
                                    .routing = l->routing,
                                    .rows = l->rows,
-                                   .slot_rank = l->exchange.slot_rank,
+                                   .slot_parcel = l->exchange.slot_parcel,
                                    .parcels = l->exchange.parcels,
                                    .count = l->exchange.sent,
                                    .expert = l->exchange.expert_sent,
@@ -94,41 +87,71 @@ cumoe_status_t cumoe__exchange_gate(const cumoe_layer_t *layer, const cumoe_gate
     if (!ep) return CUMOE_SUCCESS;
     const cumoe_dispatch_args_t args = dispatch_args(layer, gate->num_tokens, layout);
     CUMOE_TRY(ops->dispatch_mark(context, &args, stream));
-    const cumoe_routing_t by_rank = {.call = layout->routing.call, .expert = layout->exchange.slot_rank};
-    return permute(layer, &layer->parcels, gate->num_tokens, by_rank, layout->exchange.parcels, layout, stream);
+    const cumoe_routing_t by_parcel = {.call = layout->routing.call, .expert = layout->exchange.slot_parcel};
+    return permute(layer, &layer->parcels, gate->num_tokens, by_parcel, layout->exchange.parcels, layout, stream);
 }
 
-/* Rows of tokens for ranks, and what comes for them. */
-static cumoe_status_t dispatch_rows(const cumoe_layer_t *layer, const void *from, int64_t stride,
-                                    const cumoe_layout_t *l, const cumoe_traffic_t *traffic, void *to,
-                                    cumoe_transfer_t *transfer, cumoe_stream_t stream)
+cumoe_context_t cumoe__exchange_context(const cumoe_layer_t *layer, int32_t chunk)
 {
     const cumoe_config_t *config = &layer->context.config;
-    const size_t element = cumoe__dtype_size(config->dtype);
+    const cumoe_ranks_t *ranks = &layer->context.ranks;
+    const int32_t parcel = ranks->rank * config->exchange_chunks + chunk;
+    cumoe_context_t context = layer->experts;
+    context.config.num_experts = cumoe__first_of_parcel(config, ranks->count, parcel + 1) -
+                                 cumoe__first_of_parcel(config, ranks->count, parcel);
+    return context;
+}
+
+cumoe_side_t cumoe__exchange_side(const cumoe_layer_t *layer, const cumoe_layout_t *layout,
+                                  const cumoe_traffic_t *traffic, int32_t chunk, const cumoe_weights_t *weights,
+                                  const cumoe_weights_t *gradients)
+{
+    const cumoe_exchange_layout_t *e = &layout->exchange;
+    const cumoe_config_t *config = &layer->context.config;
+    const cumoe_ranks_t *ranks = &layer->context.ranks;
+    const int64_t row = traffic->chunk[chunk].first_row;
+    const int32_t first =
+        cumoe__first_of_parcel(config, ranks->count, ranks->rank * config->exchange_chunks + chunk) -
+        ranks->first_expert;
+    cumoe_side_t side = {
+        .context = cumoe__exchange_context(layer, chunk),
+        .weights = cumoe__weights_from(weights, config, first),
+        .num_tokens = traffic->chunk[chunk].num_rows,
+        .routing = {.call = e->call + chunk,
+                    .weight = (char *)e->weight + (size_t)row * cumoe__dtype_size(cumoe__gate_dtype(config))},
+        .rows = e->rows[chunk],
+        .first_row = row,
+        .x = e->x,
+        .x_stride = config->hidden_size};
+    if (e->expert) side.routing.expert = e->expert + row;
+    if (gradients) side.gradients = cumoe__weights_from(gradients, config, first);
+    return side;
+}
+
+/* What rows of tokens become before they travel. */
+static cumoe_status_t pack_rows(const cumoe_layer_t *layer, const void *from, int64_t stride,
+                                const cumoe_layout_t *l, const cumoe_traffic_t *traffic, cumoe_stream_t stream)
+{
+    const cumoe_config_t *config = &layer->context.config;
     const cumoe_gather_args_t gather = {.from = from,
                                         .from_stride = stride,
                                         .to = l->exchange.packed,
                                         .index = l->exchange.sent_token,
                                         .count = traffic->num_tokens_sent,
                                         .width = config->hidden_size,
-                                        .element = element};
-    *transfer = (cumoe_transfer_t){.send = l->exchange.packed,
-                                   .recv = to,
-                                   .row_size = (size_t)config->hidden_size * element,
-                                   .sent = traffic->tokens_sent,
-                                   .received = traffic->tokens_received};
+                                        .element = cumoe__dtype_size(config->dtype)};
     return ops_of(layer)->gather(&layer->context, &gather, stream);
 }
 
-cumoe_side_t cumoe__exchange_side(const cumoe_layer_t *layer, const cumoe_layout_t *layout,
-                                  const cumoe_traffic_t *traffic)
+static cumoe_transfer_t transfer_of_tokens(const cumoe_layer_t *layer, const cumoe_layout_t *l,
+                                           const cumoe_chunk_t *chunk, void *to)
 {
-    const cumoe_exchange_layout_t *e = &layout->exchange;
-    return (cumoe_side_t){.num_tokens = traffic->num_rows_received,
-                          .routing = {.call = e->call, .expert = e->expert, .weight = e->weight},
-                          .rows = e->rows,
-                          .x = e->x,
-                          .x_stride = layer->context.config.hidden_size};
+    const cumoe_config_t *config = &layer->context.config;
+    return (cumoe_transfer_t){.send = l->exchange.packed,
+                              .recv = to,
+                              .row_size = (size_t)config->hidden_size * cumoe__dtype_size(config->dtype),
+                              .sent = chunk->tokens_sent,
+                              .received = chunk->tokens_received};
 }
 
 /* What free places hold until a row takes them: no expert, no token. */
@@ -142,97 +165,162 @@ static cumoe_status_t clear_places(const cumoe_layer_t *layer, const cumoe_layou
                             (size_t)traffic->num_tokens_sent * sizeof(int32_t), stream);
 }
 
-cumoe_status_t cumoe__exchange_dispatch(const cumoe_layer_t *layer, const cumoe_forward_args_t *args,
-                                        const cumoe_layout_t *layout, const cumoe_traffic_t *traffic,
-                                        cumoe_side_t *side, cumoe_stream_t stream)
+cumoe_status_t cumoe__exchange_pack(const cumoe_layer_t *layer, const cumoe_forward_args_t *args,
+                                    const cumoe_layout_t *layout, const cumoe_traffic_t *traffic,
+                                    cumoe_stream_t stream)
 {
-    const cumoe_backend_ops_t *ops = ops_of(layer);
-    const cumoe_exchange_layout_t *e = &layout->exchange;
-    const cumoe_config_t *config = &layer->context.config;
-    if (config->exchange_capacity > 0) CUMOE_TRY(clear_places(layer, layout, traffic, stream));
+    if (layer->context.config.exchange_capacity > 0) CUMOE_TRY(clear_places(layer, layout, traffic, stream));
     cumoe_dispatch_args_t pack = dispatch_args(layer, args->num_tokens, layout);
     pack.statistics = args->statistics;
-    CUMOE_TRY(ops->dispatch_pack(&layer->context, &pack, stream));
+    CUMOE_TRY(ops_of(layer)->dispatch_pack(&layer->context, &pack, stream));
+    return pack_rows(layer, args->x, args->x_stride, layout, traffic, stream);
+}
 
-    cumoe_transfer_t transfers[4];
-    CUMOE_TRY(dispatch_rows(layer, args->x, args->x_stride, layout, traffic, e->x, &transfers[0], stream));
+cumoe_status_t cumoe__exchange_dispatch(const cumoe_layer_t *layer, const cumoe_layout_t *layout,
+                                        const cumoe_chunk_t *chunk, cumoe_stream_t stream)
+{
+    const cumoe_exchange_layout_t *e = &layout->exchange;
     const struct {
         const void *send;
         void *recv;
         size_t size;
     } of_rows[] = {{e->expert_sent, e->expert, sizeof(int32_t)},
                    {e->token_sent, e->token, sizeof(int32_t)},
-                   {e->weight_sent, e->weight, cumoe__dtype_size(cumoe__gate_dtype(config))}};
+                   {e->weight_sent, e->weight, cumoe__dtype_size(cumoe__gate_dtype(&layer->context.config))}};
+    cumoe_transfer_t transfers[4] = {transfer_of_tokens(layer, layout, chunk, e->x)};
     for (int i = 0; i < 3; i++)
         transfers[1 + i] = (cumoe_transfer_t){.send = of_rows[i].send,
                                               .recv = of_rows[i].recv,
                                               .row_size = of_rows[i].size,
-                                              .sent = traffic->rows_sent,
-                                              .received = traffic->rows_received};
-    CUMOE_TRY(exchange(layer, transfers, 4, stream));
-
-    *side = cumoe__exchange_side(layer, layout, traffic);
-    const cumoe_arrive_args_t arrive = {.num_slots = traffic->num_rows_received,
-                                        .capacity = config->exchange_capacity,
-                                        .count = e->received,
-                                        .token = e->token,
-                                        .call = e->call,
-                                        .rows = e->rows};
-    CUMOE_TRY(ops->arrive_begin(&layer->experts, &arrive, stream));
-    CUMOE_TRY(permute(layer, &layer->experts, side->num_tokens, side->routing, side->rows, layout, stream));
-    return ops->arrive_end(&layer->experts, &arrive, stream);
+                                              .sent = chunk->rows_sent,
+                                              .received = chunk->rows_received};
+    return exchange(layer, transfers, 4, stream);
 }
 
-cumoe_status_t cumoe__exchange_dispatch_dy(const cumoe_layer_t *layer, const cumoe_backward_args_t *args,
-                                           const cumoe_layout_t *layout, const cumoe_traffic_t *traffic,
-                                           cumoe_stream_t stream)
+cumoe_status_t cumoe__exchange_arrive(const cumoe_layer_t *layer, const cumoe_layout_t *layout, int32_t chunk,
+                                      const cumoe_side_t *side, cumoe_stream_t stream)
 {
-    cumoe_transfer_t transfer;
-    CUMOE_TRY(
-        dispatch_rows(layer, args->dy, args->dy_stride, layout, traffic, layout->exchange.dy, &transfer, stream));
+    const cumoe_backend_ops_t *ops = ops_of(layer);
+    const cumoe_exchange_layout_t *e = &layout->exchange;
+    const cumoe_arrive_args_t arrive = {.num_slots = side->num_tokens,
+                                        .capacity = cumoe__parcel_capacity(&layer->context.config),
+                                        .chunk = chunk,
+                                        .count = e->received,
+                                        .token = e->token + side->first_row,
+                                        .call = side->routing.call,
+                                        .rows = side->rows};
+    CUMOE_TRY(ops->arrive_begin(&side->context, &arrive, stream));
+    CUMOE_TRY(permute(layer, &side->context, side->num_tokens, side->routing, side->rows, layout, stream));
+    return ops->arrive_end(&side->context, &arrive, stream);
+}
+
+cumoe_status_t cumoe__exchange_pack_dy(const cumoe_layer_t *layer, const cumoe_backward_args_t *args,
+                                       const cumoe_layout_t *layout, const cumoe_traffic_t *traffic,
+                                       cumoe_stream_t stream)
+{
+    return pack_rows(layer, args->dy, args->dy_stride, layout, traffic, stream);
+}
+
+cumoe_status_t cumoe__exchange_dispatch_dy(const cumoe_layer_t *layer, const cumoe_layout_t *layout,
+                                           const cumoe_chunk_t *chunk, cumoe_stream_t stream)
+{
+    const cumoe_transfer_t transfer = transfer_of_tokens(layer, layout, chunk, layout->exchange.dy);
     return exchange(layer, &transfer, 1, stream);
 }
 
-cumoe_status_t cumoe__exchange_return(const cumoe_layer_t *layer, const void *rows, const cumoe_layout_t *layout,
-                                      const cumoe_traffic_t *traffic, cumoe_stream_t stream)
+cumoe_status_t cumoe__exchange_unpermute(const cumoe_layer_t *layer, const cumoe_side_t *side, const void *rows,
+                                         const cumoe_layout_t *layout, cumoe_stream_t stream)
 {
     const cumoe_config_t *config = &layer->context.config;
-    const size_t element = cumoe__dtype_size(config->dtype);
     const cumoe_gather_args_t gather = {.from = rows,
                                         .from_stride = config->hidden_size,
-                                        .to = layout->exchange.packed,
-                                        .index = layout->exchange.rows.slot_row,
-                                        .count = traffic->num_rows_received,
+                                        .to =
+                                            cumoe__side_rows(side, layout->exchange.returned, config->hidden_size),
+                                        .index = side->rows.slot_row,
+                                        .count = side->num_tokens,
                                         .width = config->hidden_size,
-                                        .element = element};
-    CUMOE_TRY(ops_of(layer)->gather(&layer->context, &gather, stream));
-    const cumoe_transfer_t transfer = {.send = layout->exchange.packed,
-                                       .recv = layout->exchange.results,
-                                       .row_size = (size_t)config->hidden_size * element,
-                                       .sent = traffic->rows_received,
-                                       .received = traffic->rows_sent};
-    return exchange(layer, &transfer, 1, stream);
+                                        .element = cumoe__dtype_size(config->dtype)};
+    return ops_of(layer)->gather(&layer->context, &gather, stream);
 }
 
-cumoe_status_t cumoe__exchange_return_dweight(const cumoe_layer_t *layer, void *dweight, int64_t num_tokens,
-                                              const cumoe_layout_t *layout, const cumoe_traffic_t *traffic,
-                                              cumoe_stream_t stream)
+cumoe_status_t cumoe__exchange_return(const cumoe_layer_t *layer, const cumoe_layout_t *layout,
+                                      const cumoe_chunk_t *chunk, bool backward, cumoe_stream_t stream)
 {
     const cumoe_config_t *config = &layer->context.config;
-    const size_t element = cumoe__dtype_size(cumoe__gate_dtype(config));
-    const cumoe_transfer_t transfer = {.send = layout->exchange.dweight,
-                                       .recv = layout->exchange.dweight_back,
-                                       .row_size = element,
-                                       .sent = traffic->rows_received,
-                                       .received = traffic->rows_sent};
-    CUMOE_TRY(exchange(layer, &transfer, 1, stream));
+    const cumoe_exchange_layout_t *e = &layout->exchange;
+    const cumoe_transfer_t transfers[] = {
+        {.send = e->returned,
+         .recv = e->results,
+         .row_size = (size_t)config->hidden_size * cumoe__dtype_size(config->dtype),
+         .sent = chunk->rows_received,
+         .received = chunk->rows_sent},
+        {.send = e->dweight,
+         .recv = e->dweight_back,
+         .row_size = cumoe__dtype_size(cumoe__gate_dtype(config)),
+         .sent = chunk->rows_received,
+         .received = chunk->rows_sent}};
+    return exchange(layer, transfers, backward ? 2 : 1, stream);
+}
+
+cumoe_status_t cumoe__exchange_take_dweight(const cumoe_layer_t *layer, void *dweight, int64_t num_tokens,
+                                            const cumoe_layout_t *layout, cumoe_stream_t stream)
+{
+    const cumoe_config_t *config = &layer->context.config;
     const cumoe_gather_args_t gather = {.from = layout->exchange.dweight_back,
                                         .from_stride = 1,
                                         .to = dweight,
                                         .index = layout->rows.slot_row,
                                         .count = cumoe__max_slots(config, num_tokens),
                                         .width = 1,
-                                        .element = element,
+                                        .element = cumoe__dtype_size(cumoe__gate_dtype(config)),
                                         .zeros = true};
     return ops_of(layer)->gather(&layer->context, &gather, stream);
+}
+
+/* Marks of the layer's own stream. Two of them stand for what chunks compute, turn and turn about. */
+enum { ARRIVED, COMPUTED };
+
+static cumoe_status_t mark(const cumoe_layer_t *layer, int which, cumoe_stream_t stream)
+{
+    if (!layer->lane.stream) return CUMOE_SUCCESS;
+    return ops_of(layer)->mark_set(layer->handle->device, layer->lane.marks[which], stream);
+}
+
+static cumoe_status_t await(const cumoe_layer_t *layer, int which, cumoe_stream_t stream)
+{
+    if (!layer->lane.stream) return CUMOE_SUCCESS;
+    return ops_of(layer)->mark_wait(layer->handle->device, layer->lane.marks[which], stream);
+}
+
+static cumoe_status_t run_chunks(const cumoe_layer_t *layer, const cumoe_chunk_ops_t *ops, cumoe_stream_t lane,
+                                 cumoe_stream_t stream)
+{
+    const int32_t n = layer->context.config.exchange_chunks;
+    CUMOE_TRY(mark(layer, COMPUTED, stream));
+    CUMOE_TRY(await(layer, COMPUTED, lane));
+    CUMOE_TRY(ops->dispatch(ops->call, 0, lane));
+    for (int32_t c = 0; c <= n; c++) {
+        if (c < n) {
+            CUMOE_TRY(mark(layer, ARRIVED, lane));
+            CUMOE_TRY(await(layer, ARRIVED, stream));
+            CUMOE_TRY(ops->compute(ops->call, c, stream));
+            CUMOE_TRY(mark(layer, COMPUTED + c % 2, stream));
+        }
+        if (c > 0) {
+            CUMOE_TRY(await(layer, COMPUTED + (c - 1) % 2, lane));
+            CUMOE_TRY(ops->give_back(ops->call, c - 1, lane));
+        }
+        if (c + 1 < n) CUMOE_TRY(ops->dispatch(ops->call, c + 1, lane));
+    }
+    return CUMOE_SUCCESS;
+}
+
+cumoe_status_t cumoe__exchange_chunks(const cumoe_layer_t *layer, const cumoe_chunk_ops_t *ops,
+                                      cumoe_stream_t stream)
+{
+    const cumoe_status_t status = run_chunks(layer, ops, layer->lane.stream ? layer->lane.stream : stream, stream);
+    /* After a failure, too: the caller's stream is what buffers are kept for. */
+    const cumoe_status_t marked = mark(layer, ARRIVED, layer->lane.stream);
+    const cumoe_status_t joined = marked == CUMOE_SUCCESS ? await(layer, ARRIVED, stream) : marked;
+    return status == CUMOE_SUCCESS ? joined : status;
 }

@@ -131,37 +131,83 @@ static cumoe_status_t route(const cumoe_layer_t *layer, const cumoe_forward_args
     return copy_choices(layer, a, l, stream);
 }
 
+static cumoe_status_t run_experts(const cumoe_layer_t *layer, const cumoe_side_t *side, const cumoe_layout_t *l,
+                                  cumoe_stream_t stream)
+{
+    const cumoe_backend_ops_t *ops = layer->handle->ops;
+    const cumoe_config_t *config = &layer->context.config;
+    void *hidden = cumoe__side_rows(side, l->forward.hidden, config->intermediate_size);
+    const cumoe_up_args_t up = {.struct_size = sizeof up,
+                                .num_tokens = side->num_tokens,
+                                .weights = &side->weights,
+                                .rows = side->rows,
+                                .x = side->x,
+                                .x_stride = side->x_stride,
+                                .z = cumoe__side_rows(side, l->z, cumoe__z_width(config)),
+                                .hidden = hidden,
+                                .workspace = l->stage,
+                                .workspace_size = l->stage_size};
+    CUMOE_TRY(ops->up(&side->context, &up, stream));
+    const cumoe_down_args_t down = {.struct_size = sizeof down,
+                                    .num_tokens = side->num_tokens,
+                                    .weights = &side->weights,
+                                    .rows = side->rows,
+                                    .hidden = hidden,
+                                    .output = cumoe__side_rows(side, l->forward.output, config->hidden_size),
+                                    .workspace = l->stage,
+                                    .workspace_size = l->stage_size};
+    return ops->down(&side->context, &down, stream);
+}
+
+/* What a chunk of a call between ranks needs. */
+typedef struct ranks_call {
+    const cumoe_layer_t *layer;
+    const cumoe_weights_t *weights;
+    const cumoe_layout_t *layout;
+    const cumoe_traffic_t *traffic;
+} ranks_call_t;
+
+static cumoe_status_t dispatch(void *call, int32_t chunk, cumoe_stream_t stream)
+{
+    const ranks_call_t *c = call;
+    return cumoe__exchange_dispatch(c->layer, c->layout, &c->traffic->chunk[chunk], stream);
+}
+
+static cumoe_status_t compute(void *call, int32_t chunk, cumoe_stream_t stream)
+{
+    const ranks_call_t *c = call;
+    const cumoe_side_t side = cumoe__exchange_side(c->layer, c->layout, c->traffic, chunk, c->weights, NULL);
+    CUMOE_TRY(cumoe__exchange_arrive(c->layer, c->layout, chunk, &side, stream));
+    CUMOE_TRY(run_experts(c->layer, &side, c->layout, stream));
+    const void *output = cumoe__side_rows(&side, c->layout->forward.output, side.context.config.hidden_size);
+    return cumoe__exchange_unpermute(c->layer, &side, output, c->layout, stream);
+}
+
+static cumoe_status_t give_back(void *call, int32_t chunk, cumoe_stream_t stream)
+{
+    const ranks_call_t *c = call;
+    return cumoe__exchange_return(c->layer, c->layout, &c->traffic->chunk[chunk], false, stream);
+}
+
 static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_forward_args_t *a, const cumoe_weights_t *weights,
                           const cumoe_layout_t *l, const cumoe_traffic_t *traffic, cumoe_stream_t stream)
 {
-    const cumoe_backend_ops_t *ops = layer->handle->ops;
-    cumoe_side_t side = {a->num_tokens, l->routing, l->rows, a->x, a->x_stride};
     if (!a->plan) CUMOE_TRY(route(layer, a, weights, l, stream));
-    if (traffic) CUMOE_TRY(cumoe__exchange_dispatch(layer, a, l, traffic, &side, stream));
-
-    const cumoe_up_args_t up = {.struct_size = sizeof up,
-                                .num_tokens = side.num_tokens,
-                                .weights = weights,
-                                .rows = side.rows,
-                                .x = side.x,
-                                .x_stride = side.x_stride,
-                                .z = l->z,
-                                .hidden = l->forward.hidden,
-                                .workspace = l->stage,
-                                .workspace_size = l->stage_size};
-    CUMOE_TRY(ops->up(&layer->experts, &up, stream));
-
-    const cumoe_down_args_t down = {.struct_size = sizeof down,
-                                    .num_tokens = side.num_tokens,
-                                    .weights = weights,
-                                    .rows = side.rows,
-                                    .hidden = l->forward.hidden,
-                                    .output = l->forward.output,
-                                    .workspace = l->stage,
-                                    .workspace_size = l->stage_size};
-    CUMOE_TRY(ops->down(&layer->experts, &down, stream));
-
-    if (traffic) CUMOE_TRY(cumoe__exchange_return(layer, l->forward.output, l, traffic, stream));
+    if (traffic) {
+        ranks_call_t call = {layer, weights, l, traffic};
+        const cumoe_chunk_ops_t chunks = {&call, dispatch, compute, give_back};
+        CUMOE_TRY(cumoe__exchange_pack(layer, a, l, traffic, stream));
+        CUMOE_TRY(cumoe__exchange_chunks(layer, &chunks, stream));
+    } else {
+        const cumoe_side_t side = {.context = layer->experts,
+                                   .weights = *weights,
+                                   .num_tokens = a->num_tokens,
+                                   .routing = l->routing,
+                                   .rows = l->rows,
+                                   .x = a->x,
+                                   .x_stride = a->x_stride};
+        CUMOE_TRY(run_experts(layer, &side, l, stream));
+    }
     const cumoe_combine_args_t combine = {.struct_size = sizeof combine,
                                           .num_tokens = a->num_tokens,
                                           .routing = l->routing,
@@ -169,7 +215,7 @@ static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_forward_args_t
                                           .output = traffic ? l->exchange.results : l->forward.output,
                                           .y = a->y,
                                           .y_stride = a->y_stride};
-    return ops->combine(&layer->context, &combine, stream);
+    return layer->handle->ops->combine(&layer->context, &combine, stream);
 }
 
 /* The arguments, but for the buffers. */
@@ -191,10 +237,9 @@ cumoe_status_t cumoe_layer_forward(const cumoe_layer_t *layer, const cumoe_forwa
     const char *function = "cumoe_layer_forward";
     cumoe_forward_args_t a;
     cumoe_weights_t weights;
-    cumoe_traffic_t bounded;
     const cumoe_traffic_t *traffic;
     CUMOE_TRY(read_args(function, layer, args, stream, &a, &weights));
-    CUMOE_TRY(cumoe__exchange_traffic(function, layer, a.plan, a.routing, a.num_tokens, &bounded, &traffic));
+    CUMOE_TRY(cumoe__exchange_traffic(function, layer, a.plan, a.routing, a.num_tokens, &traffic));
     const cumoe_pass_t pass = a.saved ? CUMOE_PASS_FORWARD : CUMOE_PASS_INFERENCE;
     CUMOE_TRY(check_buffers(function, layer, pass, &a, traffic));
     const cumoe_memory_t memory = {a.workspace, a.saved, a.routing};

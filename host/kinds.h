@@ -81,6 +81,21 @@ static inline int32_t cumoe__first_expert(const cumoe_config_t *config, int32_t 
     return (int32_t)((int64_t)(config->num_experts / together) * rank / num_ranks) * together;
 }
 
+/* A parcel is what goes to a chunk of the experts of a rank, and has the number rank * num_chunks + chunk. */
+static inline int32_t cumoe__first_of_parcel(const cumoe_config_t *config, int32_t num_ranks, int32_t parcel)
+{
+    const int32_t n = config->exchange_chunks, rank = parcel / n;
+    const int32_t first = cumoe__first_expert(config, num_ranks, rank);
+    const int64_t own = cumoe__first_expert(config, num_ranks, rank + 1) - first;
+    return first + (int32_t)(own * (parcel % n) / n);
+}
+
+/* Rows, and tokens, that a parcel has room for; 0 = as many as there are. */
+static inline int64_t cumoe__parcel_capacity(const cumoe_config_t *config)
+{
+    return (config->exchange_capacity + config->exchange_chunks - 1) / config->exchange_chunks;
+}
+
 /* A call has a plan of what goes between ranks. */
 static inline bool cumoe__is_planned(const cumoe_config_t *config)
 {

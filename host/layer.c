@@ -4,13 +4,28 @@
 
 #include <stdlib.h>
 
-static cumoe_status_t check_ranks(const char *function, const cumoe_handle_t *handle, const cumoe_config_t *config)
+/* Two chunks hide half of the shorter of exchange and products; each more costs launches. Few rows, as a capacity
+ * is for, are not worth them, and without streams nothing is hidden. LEAST experts are those of a rank. */
+static int32_t choose_chunks(const cumoe_handle_t *handle, const cumoe_config_t *config, int32_t least)
+{
+    const bool hides = handle->ops->lane_create && config->ep->num_ranks > 1 && cumoe__is_planned(config);
+    return hides && least >= 2 ? 2 : 1;
+}
+
+/* And what is left to choose is chosen. */
+static cumoe_status_t check_ranks(const char *function, const cumoe_handle_t *handle, cumoe_config_t *config)
 {
     const cumoe_ep_t *ep = config->ep;
     CUMOE_REQUIRE(ep || config->exchange_capacity == 0, INVALID_ARGUMENT,
                   "%s: config.exchange_capacity = %lld, but without config.ep nothing is exchanged: must be 0",
                   function, (long long)config->exchange_capacity);
-    if (!ep) return CUMOE_SUCCESS;
+    CUMOE_REQUIRE(ep || config->exchange_chunks == 0, INVALID_ARGUMENT,
+                  "%s: config.exchange_chunks = %d, but without config.ep nothing is exchanged: must be 0",
+                  function, config->exchange_chunks);
+    if (!ep) {
+        config->exchange_chunks = 1;
+        return CUMOE_SUCCESS;
+    }
     const int32_t units = config->num_experts / cumoe__experts_together(config);
     CUMOE_REQUIRE(ep->handle == handle, INVALID_ARGUMENT,
                   "%s: config.ep is of handle %p, but the layer is of handle %p: must be the same", function,
@@ -23,13 +38,19 @@ static cumoe_status_t check_ranks(const char *function, const cumoe_handle_t *ha
     CUMOE_REQUIRE(units >= ep->num_ranks, INVALID_ARGUMENT,
                   "%s: config.%s = %d, but each of the %d ranks needs one: must be at least that", function,
                   config->num_groups > 0 ? "num_groups" : "num_experts", units, ep->num_ranks);
-    CUMOE_REQUIRE(config->exchange_capacity <= INT32_MAX / ep->num_ranks, INVALID_ARGUMENT,
-                  "%s: config.exchange_capacity = %lld, but times %d ranks it must be below 2^31", function,
-                  (long long)config->exchange_capacity, ep->num_ranks);
+    CUMOE_REQUIRE(config->exchange_capacity <= INT32_MAX / ep->num_ranks - CUMOE_MAX_CHUNKS, INVALID_ARGUMENT,
+                  "%s: config.exchange_capacity = %lld, but + %d, times %d ranks, it must be below 2^31", function,
+                  (long long)config->exchange_capacity, CUMOE_MAX_CHUNKS, ep->num_ranks);
+    const int32_t least = units / ep->num_ranks * cumoe__experts_together(config);
+    CUMOE_REQUIRE(config->exchange_chunks <= least, INVALID_ARGUMENT,
+                  "%s: config.exchange_chunks = %d, but one of the %d ranks has %d experts: must be 0..%d",
+                  function, config->exchange_chunks, ep->num_ranks, least,
+                  least < CUMOE_MAX_CHUNKS ? least : CUMOE_MAX_CHUNKS);
+    if (config->exchange_chunks == 0) config->exchange_chunks = choose_chunks(handle, config, least);
     return cumoe__ep_agree(function, config);
 }
 
-/* The contexts of the stages that see rows of other ranks, and tokens sorted by rank. */
+/* The contexts of the stages that see rows of other ranks, and tokens sorted by parcel. */
 static void split_contexts(cumoe_layer_t *layer)
 {
     const cumoe_config_t *config = &layer->context.config;
@@ -45,10 +66,24 @@ static void split_contexts(cumoe_layer_t *layer)
     layer->experts = layer->parcels = layer->context;
     cumoe_config_t *experts = &layer->experts.config, *parcels = &layer->parcels.config;
     experts->num_experts = ranks->own_experts;
-    parcels->num_experts = ranks->count;
+    parcels->num_experts = ranks->count * config->exchange_chunks;
     experts->top_k = 1;
     experts->gate = parcels->gate = CUMOE_GATE_EXTERNAL;
     experts->num_groups = parcels->num_groups = experts->top_k_groups = parcels->top_k_groups = 0;
+}
+
+static cumoe_status_t prepare_exchange(const char *function, cumoe_layer_t *layer)
+{
+    const cumoe_config_t *config = &layer->context.config;
+    const cumoe_backend_ops_t *ops = layer->handle->ops;
+    if (config->exchange_capacity > 0) {
+        layer->bounded = calloc(1, sizeof *layer->bounded);
+        CUMOE_REQUIRE(layer->bounded && cumoe__traffic_alloc(layer->bounded, layer), OUT_OF_MEMORY,
+                      "%s: no host memory for the layer", function);
+        cumoe__traffic_fill_capacity(layer->bounded, layer);
+    }
+    const bool overlaps = config->exchange_chunks > 1 && ops->lane_create;
+    return overlaps ? ops->lane_create(layer->handle->device, &layer->lane) : CUMOE_SUCCESS;
 }
 
 cumoe_status_t cumoe_layer_create(cumoe_layer_t **layer, const cumoe_handle_t *handle, const cumoe_config_t *config)
@@ -67,17 +102,10 @@ cumoe_status_t cumoe_layer_create(cumoe_layer_t **layer, const cumoe_handle_t *h
     made->handle = handle;
     made->context = (cumoe_context_t){.config = read, .device = handle->device};
     split_contexts(made);
-    if (read.exchange_capacity > 0) {
-        const int64_t W = made->context.ranks.count;
-        made->blocks = malloc(2 * (size_t)W * sizeof *made->blocks);
-        if (!made->blocks) {
-            free(made);
-            return cumoe__fail(CUMOE_OUT_OF_MEMORY, "%s: no host memory for the layer", function);
-        }
-        for (int64_t r = 0; r < W; r++) {
-            made->blocks[r] = r * read.exchange_capacity;
-            made->blocks[W + r] = read.exchange_capacity;
-        }
+    const cumoe_status_t status = prepare_exchange(function, made);
+    if (status != CUMOE_SUCCESS) {
+        cumoe_layer_destroy(made);
+        return status;
     }
     *layer = made;
     return CUMOE_SUCCESS;
@@ -85,7 +113,10 @@ cumoe_status_t cumoe_layer_create(cumoe_layer_t **layer, const cumoe_handle_t *h
 
 void cumoe_layer_destroy(cumoe_layer_t *layer)
 {
-    if (layer) free(layer->blocks);
+    if (!layer) return;
+    if (layer->lane.stream) layer->handle->ops->lane_destroy(layer->handle->device, &layer->lane);
+    if (layer->bounded) cumoe__traffic_free(layer->bounded);
+    free(layer->bounded);
     free(layer);
 }
 
@@ -108,10 +139,8 @@ cumoe_status_t cumoe_layer_buffer_sizes(const cumoe_layer_t *layer, int64_t num_
     CUMOE_REQUIRE(workspace_size, INVALID_ARGUMENT, "%s: workspace_size = NULL, but the result needs a place",
                   function);
     CUMOE_TRY(cumoe__check_tokens(function, layer, num_tokens));
-    cumoe_traffic_t bounded;
-    const cumoe_traffic_t *traffic = NULL;
+    const cumoe_traffic_t *traffic = layer->bounded;
     const bool planned = cumoe__is_planned(&layer->context.config);
-    if (!planned) CUMOE_TRY(cumoe__exchange_traffic(function, layer, NULL, NULL, num_tokens, &bounded, &traffic));
     const cumoe_pass_t last = planned ? CUMOE_PASS_PLAN : saved_size ? CUMOE_PASS_BACKWARD : CUMOE_PASS_INFERENCE;
     size_t workspace = 0, saved = 0;
     for (cumoe_pass_t pass = planned ? CUMOE_PASS_PLAN : CUMOE_PASS_INFERENCE; pass <= last; pass++) {

@@ -47,12 +47,12 @@ static void place_routing(cumoe_arena_t *arena, const cumoe_layer_t *layer, int6
     }
     layout->rows = place_rows(arena, layer, &layer->context.config, T);
     if (config->ep) {
-        const size_t W = (size_t)layer->context.ranks.count;
+        const size_t parcels = (size_t)layer->parcels.config.num_experts;
         cumoe_exchange_layout_t *exchange = &layout->exchange;
-        exchange->slot_rank = cumoe__take(arena, slots * sizeof(int32_t));
+        exchange->slot_parcel = cumoe__take(arena, slots * sizeof(int32_t));
         exchange->parcels = place_rows(arena, layer, &layer->parcels.config, T);
-        exchange->sent = cumoe__take(arena, 2 * W * sizeof(int32_t));
-        exchange->received = cumoe__take(arena, 2 * W * sizeof(int32_t));
+        exchange->sent = cumoe__take(arena, 2 * parcels * sizeof(int32_t));
+        exchange->received = cumoe__take(arena, 2 * parcels * sizeof(int32_t));
         exchange->losses = cumoe__take(arena, CUMOE_NUM_LOSSES * gate);
     }
 }
@@ -62,11 +62,15 @@ static void place_arrived(cumoe_arena_t *arena, const cumoe_layer_t *layer, cons
                           cumoe_exchange_layout_t *exchange)
 {
     const cumoe_config_t *config = &layer->experts.config;
-    const size_t N = (size_t)traffic->num_rows_received;
+    const int32_t chunks = config->exchange_chunks;
     exchange->sent_token = cumoe__take(arena, (size_t)traffic->num_tokens_sent * sizeof(int32_t));
-    exchange->call = cumoe__take(arena, sizeof(cumoe_call_t));
-    exchange->weight = cumoe__take(arena, N * cumoe__dtype_size(cumoe__gate_dtype(config)));
-    exchange->rows = place_rows(arena, layer, config, traffic->num_rows_received);
+    exchange->call = cumoe__take(arena, (size_t)chunks * sizeof(cumoe_call_t));
+    exchange->weight =
+        cumoe__take(arena, (size_t)traffic->num_places * cumoe__dtype_size(cumoe__gate_dtype(config)));
+    for (int32_t c = 0; c < chunks; c++) {
+        const cumoe_context_t context = cumoe__exchange_context(layer, c);
+        exchange->rows[c] = place_rows(arena, layer, &context.config, traffic->chunk[c].num_rows);
+    }
     exchange->x = cumoe__take(arena, (size_t)traffic->num_tokens_received * (size_t)config->hidden_size *
                                          cumoe__dtype_size(config->dtype));
 }
@@ -76,11 +80,13 @@ static void place_messages(cumoe_arena_t *arena, const cumoe_layer_t *layer, cum
                            const cumoe_traffic_t *traffic, cumoe_exchange_layout_t *exchange)
 {
     const cumoe_config_t *config = &layer->experts.config;
-    const size_t P = (size_t)traffic->num_rows_sent, N = (size_t)traffic->num_rows_received;
+    const size_t P = (size_t)traffic->num_rows_sent, N = (size_t)traffic->num_places;
     const size_t tokens = (size_t)traffic->num_tokens_sent, most = tokens > N ? tokens : N;
+    const bool at_once = config->exchange_chunks > 1;
     const size_t row = (size_t)config->hidden_size * cumoe__dtype_size(config->dtype);
     const size_t gate = cumoe__dtype_size(cumoe__gate_dtype(config));
-    exchange->packed = cumoe__take(arena, most * row);
+    exchange->packed = cumoe__take(arena, (at_once ? tokens : most) * row);
+    exchange->returned = at_once ? cumoe__take(arena, N * row) : exchange->packed;
     exchange->results = cumoe__take(arena, P * row);
     if (pass == CUMOE_PASS_BACKWARD) {
         exchange->dy = cumoe__take(arena, (size_t)traffic->num_tokens_received * row);
@@ -102,20 +108,33 @@ static void most(size_t *size, const cumoe_layer_t *layer, const cumoe_context_t
     if (needed > *size) *size = needed;
 }
 
-/* Stages come one after the other. NUM_ROWS are the tokens that experts see. */
-static size_t stage_scratch(const cumoe_layer_t *layer, cumoe_pass_t pass, int64_t num_tokens, int64_t num_rows)
+/* Of the stages that see rows of experts: NUM_ROWS are the tokens there. */
+static void most_of_experts(size_t *size, const cumoe_layer_t *layer, const cumoe_context_t *context,
+                            cumoe_pass_t pass, int64_t num_rows)
 {
     const bool backward = pass == CUMOE_PASS_BACKWARD;
-    const cumoe_context_t *tokens = &layer->context, *experts = &layer->experts;
+    if (!backward) most(size, layer, context, CUMOE_STAGE_PERMUTE, num_rows);
+    most(size, layer, context, CUMOE_STAGE_UP, num_rows);
+    most(size, layer, context, backward ? CUMOE_STAGE_DOWN_BACKWARD : CUMOE_STAGE_DOWN, num_rows);
+    if (backward) most(size, layer, context, CUMOE_STAGE_UP_BACKWARD, num_rows);
+}
+
+/* Stages come one after the other. */
+static size_t stage_scratch(const cumoe_layer_t *layer, cumoe_pass_t pass, int64_t num_tokens,
+                            const cumoe_traffic_t *traffic)
+{
+    const bool backward = pass == CUMOE_PASS_BACKWARD;
+    const cumoe_context_t *tokens = &layer->context;
     size_t size = 0;
     most(&size, layer, tokens, backward ? CUMOE_STAGE_GATE_BACKWARD : CUMOE_STAGE_GATE, num_tokens);
     if (!backward) most(&size, layer, tokens, CUMOE_STAGE_PERMUTE, num_tokens);
     if (!backward && tokens->config.ep) most(&size, layer, &layer->parcels, CUMOE_STAGE_PERMUTE, num_tokens);
     if (pass == CUMOE_PASS_PLAN) return size;
-    if (!backward) most(&size, layer, experts, CUMOE_STAGE_PERMUTE, num_rows);
-    most(&size, layer, experts, CUMOE_STAGE_UP, num_rows);
-    most(&size, layer, experts, backward ? CUMOE_STAGE_DOWN_BACKWARD : CUMOE_STAGE_DOWN, num_rows);
-    if (backward) most(&size, layer, experts, CUMOE_STAGE_UP_BACKWARD, num_rows);
+    if (!traffic) most_of_experts(&size, layer, &layer->experts, pass, num_tokens);
+    for (int32_t c = 0; traffic && c < tokens->config.exchange_chunks; c++) {
+        const cumoe_context_t context = cumoe__exchange_context(layer, c);
+        most_of_experts(&size, layer, &context, pass, traffic->chunk[c].num_rows);
+    }
     return size;
 }
 
@@ -125,8 +144,7 @@ cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int6
     const cumoe_config_t *config = &layer->context.config;
     const size_t token = cumoe__dtype_size(config->dtype), gate = cumoe__dtype_size(cumoe__gate_dtype(config));
     const size_t T = (size_t)num_tokens, H = (size_t)config->hidden_size;
-    const int64_t num_rows = traffic ? traffic->num_rows_received : num_tokens;
-    const size_t R = (size_t)(traffic ? num_rows : cumoe__max_rows(config, num_tokens));
+    const size_t R = (size_t)(traffic ? traffic->num_places : cumoe__max_rows(config, num_tokens));
     const size_t z_size = R * (size_t)cumoe__z_width(config) * token;
     const bool glu = cumoe__is_glu(config->activation), linear = cumoe__is_linear(config->activation);
 
@@ -156,7 +174,7 @@ cumoe_layout_t cumoe__layout(const cumoe_layer_t *layer, cumoe_pass_t pass, int6
             in_place ? layout.z : cumoe__take(&scratch, R * (size_t)config->intermediate_size * token);
         layout.forward.output = cumoe__take(&scratch, R * H * token);
     }
-    layout.stage_size = stage_scratch(layer, pass, num_tokens, num_rows);
+    layout.stage_size = stage_scratch(layer, pass, num_tokens, traffic);
     layout.stage = cumoe__take(&scratch, layout.stage_size);
     layout.workspace_size = scratch.used;
     layout.saved_size = saved.used;

@@ -9,26 +9,27 @@ enum { CUMOE_LAYOUT_ARRAYS = 48 }; /* saved has fewer, each of which may end wit
 
 typedef struct cumoe_traffic cumoe_traffic_t; /* exchange.h */
 
-/* With ranks: P rows and P' tokens are sent, N rows and N' tokens come. */
+/* With ranks: P rows and P' tokens are sent, N' tokens and the rows of all chunks come, which take N places. */
 typedef struct cumoe_exchange_layout {
     /* With the routing: what a plan finds. */
-    int32_t *slot_rank;       /* [S] */
-    cumoe_rows_t parcels;     /* by rank, of tokens */
-    int32_t *sent, *received; /* [W, 2] rows and tokens */
+    int32_t *slot_parcel;     /* [S] */
+    cumoe_rows_t parcels;     /* by parcel, of tokens */
+    int32_t *sent, *received; /* [L, 2] rows and tokens of parcels */
     void *losses;             /* [CUMOE_NUM_LOSSES] gate type, where this rank does not ask for them */
 
     /* As the rows of a layer without ranks: in saved when there is one. */
-    int32_t *sent_token; /* [P'] */
-    cumoe_call_t *call;
-    void *weight;      /* [N] gate type */
-    cumoe_rows_t rows; /* of N slots */
-    void *x;           /* [N', H] */
+    int32_t *sent_token;                 /* [P'] */
+    cumoe_call_t *call;                  /* [chunks] */
+    void *weight;                        /* [N] gate type */
+    cumoe_rows_t rows[CUMOE_MAX_CHUNKS]; /* of the slots of a chunk */
+    void *x;                             /* [N', H] */
 
     /* In workspace. */
     int32_t *expert_sent, *token_sent; /* [P] */
     void *weight_sent;                 /* [P] gate type */
     int32_t *expert, *token;           /* [N] */
-    void *packed;                      /* [P' or N, H] on its way */
+    void *packed;                      /* [P', H] on its way to experts */
+    void *returned;                    /* [N, H] on its way back; packed itself where that is over by then */
     void *dy;                          /* [N', H] backward */
     void *dweight;                     /* [N] gate type; backward */
     void *dweight_back;                /* [P] gate type; backward */

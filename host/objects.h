@@ -18,8 +18,9 @@ struct cumoe_layer {
     const cumoe_handle_t *handle;
     cumoe_context_t context;
     cumoe_context_t experts; /* the same where the experts of this rank see it: with ranks, each row is a token */
-    cumoe_context_t parcels; /* with ranks: tokens that are sorted by rank */
-    int64_t *blocks;         /* with a capacity: [2, W] where the rows of a rank begin, and how many there are */
+    cumoe_context_t parcels; /* with ranks: tokens that are sorted by parcel */
+    struct cumoe_traffic *bounded; /* with a capacity: what there is room for */
+    cumoe_lane_t lane; /* with several chunks, where there are streams: what exchanges are enqueued on */
 };
 
 /* handle.c: NULL where the library was built without it. */

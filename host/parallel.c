@@ -52,11 +52,12 @@ int32_t cumoe_ep_num_ranks(const cumoe_ep_t *ep)
 static const struct {
     const char *name;
     size_t offset, size;
-} agreed[] = {FIELD(hidden_size),   FIELD(intermediate_size), FIELD(num_experts),  FIELD(top_k),
-              FIELD(dtype),         FIELD(compute),           FIELD(activation),   FIELD(swiglu_limit),
-              FIELD(swiglu_alpha),  FIELD(swiglu_offset),     FIELD(expert_bias),  FIELD(recompute),
-              FIELD(gate),          FIELD(num_groups),        FIELD(top_k_groups), FIELD(renormalize),
-              FIELD(noise_epsilon), FIELD(noise_stream),      FIELD(loss_weight),  FIELD(exchange_capacity)};
+} agreed[] = {FIELD(hidden_size),    FIELD(intermediate_size), FIELD(num_experts),  FIELD(top_k),
+              FIELD(dtype),          FIELD(compute),           FIELD(activation),   FIELD(swiglu_limit),
+              FIELD(swiglu_alpha),   FIELD(swiglu_offset),     FIELD(expert_bias),  FIELD(recompute),
+              FIELD(gate),           FIELD(num_groups),        FIELD(top_k_groups), FIELD(renormalize),
+              FIELD(noise_epsilon),  FIELD(noise_stream),      FIELD(loss_weight),  FIELD(exchange_capacity),
+              FIELD(exchange_chunks)};
 #undef FIELD
 
 static cumoe_status_t compare(const char *function, const cumoe_ep_t *ep, const cumoe_config_t *all)

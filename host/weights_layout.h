@@ -62,4 +62,27 @@ static inline cumoe_matrix_t cumoe__bias_up(const cumoe_weights_t *w, const cumo
     return m;
 }
 
+/* The arrays of experts from FIRST on. */
+static inline cumoe_weights_t cumoe__weights_from(const cumoe_weights_t *w, const cumoe_config_t *config,
+                                                  int64_t first)
+{
+    const int64_t H = config->hidden_size, I = config->intermediate_size;
+    const int64_t biases_up = w->glu == CUMOE_GLU_SEPARATE ? I : 2 * I;
+    cumoe_weights_t from = *w;
+    const struct {
+        void **array;
+        int64_t elements; /* of an expert */
+    } arrays[] = {{&from.w_up, w->up_expert_stride},
+                  {&from.w_glu, w->up_expert_stride},
+                  {&from.b_up, biases_up},
+                  {&from.b_glu, I},
+                  {&from.b_down, H},
+                  {&from.w_down, w->down_expert_stride}};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++)
+        if (*arrays[i].array)
+            *arrays[i].array =
+                (char *)*arrays[i].array + first * arrays[i].elements * (int64_t)cumoe__dtype_size(w->dtype);
+    return from;
+}
+
 #endif

@@ -3,52 +3,82 @@
 
 #include <string.h>
 
-/* Where the experts of a rank begin. */
-static int32_t first_expert(const cumoe_context_t *context, int32_t rank)
+/* Where the experts of a parcel begin. */
+static int32_t first_expert(const cumoe_context_t *context, int32_t parcel)
 {
-    return cumoe__first_expert(&context->config, context->ranks.count, rank);
+    return cumoe__first_of_parcel(&context->config, context->ranks.count, parcel);
 }
 
-/* Rows for the experts of a rank, whether or not they have room there. */
-static int64_t rows_for(const cumoe_context_t *context, const cumoe_dispatch_args_t *args, int32_t rank)
+/* How many parcels there are, and those of a rank. */
+static int32_t num_parcels(const cumoe_context_t *context)
 {
-    return args->rows.offset[first_expert(context, rank + 1)] - args->rows.offset[first_expert(context, rank)];
+    return context->ranks.count * context->config.exchange_chunks;
+}
+static int32_t rank_of(const cumoe_context_t *context, int32_t parcel)
+{
+    return parcel / context->config.exchange_chunks;
 }
 
-/* The rank that has an expert. */
-static int32_t rank_of(const cumoe_context_t *context, int32_t expert)
+/* Rows of a parcel, whether or not they have room there. */
+static int64_t rows_of(const cumoe_context_t *context, const cumoe_dispatch_args_t *args, int32_t parcel)
 {
-    const int32_t together = cumoe__experts_together(&context->config);
-    const int64_t units = context->config.num_experts / together, unit = expert / together;
-    return (int32_t)(((unit + 1) * context->ranks.count - 1) / units);
+    return args->rows.offset[first_expert(context, parcel + 1)] - args->rows.offset[first_expert(context, parcel)];
 }
 
-/* The row of a slot among those for its rank, and which that is; false for a slot that is not routed or has no room
- * there. */
-static bool find_row(const cumoe_context_t *context, const cumoe_dispatch_args_t *args, int64_t slot, int32_t *rank,
-                     int64_t *row)
+/* The parcel of an expert: the last one that begins there or before. */
+static int32_t parcel_of(const cumoe_context_t *context, int32_t expert)
+{
+    const cumoe_config_t *c = &context->config;
+    const int32_t together = cumoe__experts_together(c), n = c->exchange_chunks;
+    const int64_t units = c->num_experts / together, unit = expert / together;
+    const int32_t rank = (int32_t)(((unit + 1) * context->ranks.count - 1) / units);
+    const int32_t first = first_expert(context, rank * n), own = first_expert(context, (rank + 1) * n) - first;
+    return rank * n + (int32_t)(((int64_t)(expert - first + 1) * n - 1) / own);
+}
+
+/* The row of a slot among those of its parcel, and which that is; false for a slot that is not routed or has no
+ * room there. */
+static bool find_row(const cumoe_context_t *context, const cumoe_dispatch_args_t *args, int64_t slot,
+                     int32_t *parcel, int64_t *row)
 {
     if (args->rows.slot_row[slot] < 0) return false;
-    *rank = rank_of(context, args->routing.expert[slot]);
-    *row = args->rows.slot_row[slot] - args->rows.offset[first_expert(context, *rank)];
+    *parcel = parcel_of(context, args->routing.expert[slot]);
+    *row = args->rows.slot_row[slot] - args->rows.offset[first_expert(context, *parcel)];
     return args->capacity == 0 || *row < args->capacity;
+}
+
+/* Another slot of the token brings it to the rank of PARCEL, earlier than SLOT does. */
+static bool comes_before(const cumoe_context_t *context, const cumoe_dispatch_args_t *args, int64_t other,
+                         int64_t slot, int32_t parcel)
+{
+    int32_t with;
+    int64_t row;
+    if (!find_row(context, args, other, &with, &row) || rank_of(context, with) != rank_of(context, parcel))
+        return false;
+    return with < parcel || (with == parcel && other < slot);
+}
+
+static int32_t mark_slot(const cumoe_context_t *context, const cumoe_dispatch_args_t *args, int64_t slot)
+{
+    const int64_t K = context->config.top_k, begin = slot / K * K;
+    int32_t parcel;
+    int64_t row;
+    if (slot / K >= args->routing.call->live_tokens || !find_row(context, args, slot, &parcel, &row)) return -1;
+    for (int64_t other = slot - 1; other >= begin; other--) /* of ascending experts, one step */
+        if (comes_before(context, args, other, slot, parcel)) return -1;
+    if (parcel == rank_of(context, parcel) * context->config.exchange_chunks) return parcel; /* the first there */
+    for (int64_t other = slot + 1; other < begin + K; other++)
+        if (comes_before(context, args, other, slot, parcel)) return -1;
+    return parcel;
 }
 
 cumoe_status_t cumoe__cpu_dispatch_mark(const cumoe_context_t *context, const cumoe_dispatch_args_t *args,
                                         cumoe_stream_t stream)
 {
     (void)stream;
-    const int64_t K = context->config.top_k, live = args->routing.call->live_tokens;
+    const int64_t slots = args->num_tokens * context->config.top_k;
 #pragma omp parallel for schedule(static) num_threads(context->config.max_threads)
-    for (int64_t t = 0; t < args->num_tokens; t++)
-        for (int64_t slot = t * K; slot < (t + 1) * K; slot++) {
-            int32_t rank = -1;
-            int64_t row;
-            bool first = t < live && find_row(context, args, slot, &rank, &row);
-            for (int64_t before = slot - 1; first && before >= t * K; before--) /* of ascending experts, one step */
-                first = args->slot_rank[before] != rank;
-            args->slot_rank[slot] = first ? rank : -1;
-        }
+    for (int64_t slot = 0; slot < slots; slot++) args->slot_parcel[slot] = mark_slot(context, args, slot);
     return CUMOE_SUCCESS;
 }
 
@@ -56,54 +86,66 @@ cumoe_status_t cumoe__cpu_dispatch_count(const cumoe_context_t *context, const c
                                          cumoe_stream_t stream)
 {
     (void)stream;
-    for (int32_t r = 0; r < context->ranks.count; r++) {
-        args->count[2 * r] = (int32_t)rows_for(context, args, r);
-        args->count[2 * r + 1] = args->parcels.offset[r + 1] - args->parcels.offset[r];
+    for (int32_t p = 0; p < num_parcels(context); p++) {
+        args->count[2 * p] = (int32_t)rows_of(context, args, p);
+        args->count[2 * p + 1] = args->parcels.offset[p + 1] - args->parcels.offset[p];
     }
     return CUMOE_SUCCESS;
 }
 
-/* Where what goes to a rank begins, among rows or tokens that are sorted. */
-static int64_t begin_of(const cumoe_dispatch_args_t *args, int32_t rank, int32_t sorted)
+/* Where a parcel begins, among rows or tokens that are sorted. */
+static int64_t begin_of(const cumoe_dispatch_args_t *args, int32_t parcel, int32_t sorted)
 {
-    return args->capacity > 0 ? rank * args->capacity : sorted;
+    return args->capacity > 0 ? parcel * args->capacity : sorted;
 }
 
-static void pack_slot(const cumoe_context_t *context, const cumoe_dispatch_args_t *args, int64_t token,
-                      int64_t slot)
+/* The slot that stands for the token of SLOT with a rank. */
+static int64_t find_marked(const cumoe_context_t *context, const cumoe_dispatch_args_t *args, int64_t slot,
+                           int32_t rank)
 {
-    int32_t rank;
+    const int64_t begin = slot / context->config.top_k * context->config.top_k;
+    int64_t i = slot;
+    while (i >= begin && (args->slot_parcel[i] < 0 || rank_of(context, args->slot_parcel[i]) != rank)) i--;
+    if (i >= begin) return i;
+    i = slot + 1;
+    while (args->slot_parcel[i] < 0 || rank_of(context, args->slot_parcel[i]) != rank) i++;
+    return i;
+}
+
+static void pack_slot(const cumoe_context_t *context, const cumoe_dispatch_args_t *args, int64_t slot)
+{
+    int32_t parcel;
     int64_t row;
-    const bool sent = find_row(context, args, slot, &rank, &row);
+    const bool sent = find_row(context, args, slot, &parcel, &row);
     int32_t *place = &args->rows.slot_row[slot];
     *place = -1;
     if (!sent) return;
-    const int32_t expert = first_expert(context, rank);
-    const int64_t at = begin_of(args, rank, args->rows.offset[expert]) + row;
-    int64_t first = slot; /* the one that stands for the token with this rank */
-    while (args->slot_rank[first] != rank) first--;
-    const int32_t number = args->parcels.slot_row[first] - args->parcels.offset[rank];
+    const int32_t expert = first_expert(context, parcel), rank = rank_of(context, parcel);
+    const int64_t at = begin_of(args, parcel, args->rows.offset[expert]) + row;
+    const int64_t marked = find_marked(context, args, slot, rank);
+    const int32_t with = args->slot_parcel[marked], *offset = args->parcels.offset;
+    const int64_t sent_token = begin_of(args, with, offset[with]) + args->parcels.slot_row[marked] - offset[with];
+    const int32_t first = rank * context->config.exchange_chunks; /* parcel of the rank */
     *place = (int32_t)at;
     args->expert[at] = args->routing.expert[slot] - expert;
-    args->token[at] = number;
+    args->token[at] = (int32_t)(sent_token - begin_of(args, first, offset[first]));
     if (context->config.dtype == CUMOE_F64)
         ((double *)args->weight)[at] = ((const double *)args->routing.weight)[slot];
     else
         ((float *)args->weight)[at] = ((const float *)args->routing.weight)[slot];
-    if (first == slot) args->sent_token[begin_of(args, rank, args->parcels.offset[rank]) + number] = (int32_t)token;
+    if (marked == slot) args->sent_token[sent_token] = (int32_t)(slot / context->config.top_k);
 }
 
 cumoe_status_t cumoe__cpu_dispatch_pack(const cumoe_context_t *context, const cumoe_dispatch_args_t *args,
                                         cumoe_stream_t stream)
 {
     (void)stream;
-    const int64_t K = context->config.top_k, live = args->routing.call->live_tokens;
+    const int64_t slots = args->routing.call->live_tokens * context->config.top_k;
 #pragma omp parallel for schedule(static) num_threads(context->config.max_threads)
-    for (int64_t t = 0; t < live; t++)
-        for (int64_t slot = t * K; slot < (t + 1) * K; slot++) pack_slot(context, args, t, slot);
+    for (int64_t slot = 0; slot < slots; slot++) pack_slot(context, args, slot);
     if (!args->statistics || args->capacity == 0) return CUMOE_SUCCESS;
-    for (int32_t r = 0; r < context->ranks.count; r++) {
-        const int64_t rows = rows_for(context, args, r);
+    for (int32_t p = 0; p < num_parcels(context); p++) {
+        const int64_t rows = rows_of(context, args, p);
         if (rows > args->capacity) args->statistics->exchange_overflow += rows - args->capacity;
     }
     return CUMOE_SUCCESS;
@@ -121,13 +163,15 @@ cumoe_status_t cumoe__cpu_arrive_end(const cumoe_context_t *context, const cumoe
                                      cumoe_stream_t stream)
 {
     (void)stream;
+    const int32_t n = context->config.exchange_chunks;
     int64_t slot = 0, tokens = 0;
     for (int32_t r = 0; r < context->ranks.count; r++) {
-        const int64_t end = slot + (args->capacity > 0 ? args->capacity : args->count[2 * r]);
+        const int32_t *count = args->capacity > 0 ? NULL : args->count + 2 * r * n; /* of this rank's parcels */
+        const int64_t end = slot + (count ? count[2 * args->chunk] : args->capacity);
         for (; slot < end; slot++)
             if (args->rows.slot_row[slot] >= 0)
                 args->rows.row_token[args->rows.slot_row[slot]] = (int32_t)(tokens + args->token[slot]);
-        tokens += args->capacity > 0 ? args->capacity : args->count[2 * r + 1];
+        for (int32_t i = 0; i < n; i++) tokens += count ? count[2 * i + 1] : args->capacity;
     }
     return CUMOE_SUCCESS;
 }

@@ -11,6 +11,7 @@ extern "C" {
 
 #define CUMOE_MAX_EXPERTS 131072
 #define CUMOE_MAX_TOP_K   64
+#define CUMOE_MAX_CHUNKS  16
 #define CUMOE_MAX_WIDTH   (1 << 24) /* of H and I; E * H * I stays below 2^56 */
 
 typedef struct cumoe_config {
@@ -53,6 +54,8 @@ typedef struct cumoe_config {
     const cumoe_ep_t *ep;      /* borrowed group of ranks, see parallel.h; NULL = one device         default NULL */
     int64_t exchange_capacity; /* with ep: rows from each rank to each rank in a call; 0 = as many as there are, by
                                   cumoe_ep_plan()                                                   default 0 */
+    int32_t exchange_chunks;   /* with ep: so many parts of a rank's experts, 1..16: while one is computed, what
+                                  belongs to the next is on its way. 0 = chosen                      default 0 */
 } cumoe_config_t;
 
 /* Write the defaults into the first struct_size bytes of config. Use cumoe_config_init().

@@ -121,9 +121,11 @@ static void run_process(const problem_t *whole, const ranks_options_t *options, 
 uint64_t ranks_run_case(const ranks_flags_t *flags, const problem_t *whole, int32_t num_ranks, report_t *report)
 {
     const uint64_t seed = whole->options.seed; /* exchanges and splits in turn, all of which give all outputs */
+    const int32_t chunks = (int32_t)(seed / 4 % 4);
     const ranks_options_t options = {.num_ranks = num_ranks,
                                      .split = seed / 2 % 2 ? SPLIT_EVEN : SPLIT_LAST,
-                                     .capacity = seed % 2 ? whole->tokens * whole->top_k + 3 : 0,
+                                     .capacity = seed % 2 ? (whole->tokens * whole->top_k + 3) * (chunks + 1) : 0,
+                                     .chunks = chunks,
                                      .timeout = flags->timeout > 0   ? flags->timeout
                                                 : flags->killed >= 0 ? 5
                                                                      : 0};

@@ -439,7 +439,7 @@ Test(nccl, captured)
     problem_t p;
     make_problem(&p, handle);
     cr_assert(problem_run_forward(&p, &report) && problem_run_backward(&p, &report), "%s", report.text);
-    const ranks_options_t options = {.num_ranks = 1, .capacity = p.tokens * p.top_k};
+    const ranks_options_t options = {.num_ranks = 1, .capacity = 3 * p.tokens * p.top_k, .chunks = 3};
     rank_t r = {0};
     cumoe_ep_t *ep = NULL;
     cr_assert_eq(join_alone(&ep, handle), CUMOE_SUCCESS, "%s", cumoe_last_error());

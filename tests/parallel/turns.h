@@ -1,4 +1,4 @@
-/* Ranks in turn: their number, ways to share out the tokens, and to size the exchange. */
+/* Ranks in turn: their number, ways to share out the tokens, and to size and cut the exchange. */
 #ifndef CUMOE_TESTS_TURNS_H
 #define CUMOE_TESTS_TURNS_H
 
@@ -19,9 +19,11 @@ static inline void check_ranks_of(problem_t *p, ranks_create_t *create, report_t
     if (p->options.variant.gate == CUMOE_GATE_BALANCED) return;
     if (!problem_run_forward(p, report) || !problem_run_backward(p, report)) return;
     turn++;
+    const int32_t chunks = turn % 7 == 6 ? CUMOE_MAX_CHUNKS : turn % 7 % 4; /* 0 = chosen */
     const ranks_options_t options = {.num_ranks = ranks_for(p, 1 + turn % 4),
                                      .split = (ranks_split_t)(turn / 4 % NUM_SPLITS),
-                                     .capacity = turn % 3 ? 0 : p->tokens * p->top_k + 3,
+                                     .capacity = turn % 3 ? 0 : (p->tokens * p->top_k + 3) * (chunks + 1),
+                                     .chunks = chunks,
                                      .create = create};
     ranks_check(p, &options, report);
 }

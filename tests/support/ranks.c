@@ -182,6 +182,12 @@ static void give_buffers(rank_t *r, size_t workspace_size, size_t saved_size)
     r->forward.saved_size = r->backward.saved_size = saved_size;
 }
 
+int32_t ranks_least_experts(const problem_t *whole, int32_t num_ranks)
+{
+    const int64_t units = whole->groups ? whole->groups : whole->experts;
+    return (int32_t)(units / num_ranks * (whole->experts / units));
+}
+
 bool rank_create(rank_t *r, const problem_t *whole, const ranks_options_t *options, cumoe_ep_t *ep)
 {
     const int32_t rank = cumoe_ep_rank(ep);
@@ -194,6 +200,8 @@ bool rank_create(rank_t *r, const problem_t *whole, const ranks_options_t *optio
     cumoe_config_t config = whole->config;
     config.ep = ep;
     config.exchange_capacity = options->capacity;
+    const int32_t least = ranks_least_experts(whole, options->num_ranks);
+    config.exchange_chunks = options->chunks < least ? options->chunks : least;
     if (!succeeded(r, cumoe_layer_create(&r->layer, r->handle, &config))) return false;
     if (!succeeded(r, cumoe_layer_experts_of_rank(r->layer, rank, &r->first_expert, &r->experts))) return false;
     r->first_token = first_token_of(options, whole->tokens, rank);
@@ -426,8 +434,8 @@ void ranks_run(const problem_t *whole, const ranks_options_t *options, rank_body
     for (int32_t r = 0; r < W; r++) pthread_join(threads[r], NULL);
     for (int32_t r = 0; r < W; r++) {
         if (ranks[r].report.failures)
-            report_fail(report, "%s: rank %d of %d, split %d, capacity %lld:\n%s", whole->name, r, W,
-                        options->split, (long long)options->capacity, ranks[r].report.text);
+            report_fail(report, "%s: rank %d of %d, split %d, capacity %lld, chunks %d:\n%s", whole->name, r, W,
+                        options->split, (long long)options->capacity, options->chunks, ranks[r].report.text);
         rank_destroy(&ranks[r]);
         cumoe_ep_destroy(ranks[r].ep);
     }

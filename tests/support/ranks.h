@@ -22,6 +22,7 @@ typedef struct ranks_options {
     int32_t num_ranks;
     ranks_split_t split;
     int64_t capacity;         /* config.exchange_capacity; 0 = exact */
+    int32_t chunks;           /* config.exchange_chunks, but for what a rank's experts allow */
     double timeout;           /* seconds; 0 = the library's */
     ranks_create_t *create;   /* NULL = cumoe_ep_create_local() */
     cumoe_ep_t *const *group; /* [num_ranks], which end with the run; NULL = to be created */
@@ -49,6 +50,9 @@ typedef struct rank {
     void *context;
     report_t report;
 } rank_t;
+
+/* How many experts the rank with the fewest has. */
+int32_t ranks_least_experts(const problem_t *whole, int32_t num_ranks);
 
 /* The share of ep's rank: layer (collective), buffers. */
 bool rank_create(rank_t *rank, const problem_t *whole, const ranks_options_t *options, cumoe_ep_t *ep);
