@@ -235,6 +235,39 @@ void test_memory_and_streams()
     cumoe_memory_free(opened.handle, b);
 }
 
+/* A layer that exchanges in chunks has a stream of its own. Whatever call of CUDA fails, nothing is left of it. */
+void test_chunks()
+{
+    sim_set_devices(1, 9, 0, kGiB);
+    const Opened opened(0);
+    cumoe_config_t config;
+    EXPECT(cumoe_config_init(&config) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+    config.hidden_size = config.intermediate_size = 8;
+    config.num_experts = config.top_k = 2;
+    config.exchange_chunks = 2;
+    const int64_t objects = sim_num_objects();
+    for (int64_t call = 1; call < 100; call++) {
+        cumoe_ep_t *ep = nullptr; // a failure breaks it
+        cumoe_layer_t *layer = nullptr;
+        EXPECT(cumoe_ep_create_local(&ep, opened.handle, 1, 1) == CUMOE_SUCCESS, "%s", cumoe_last_error());
+        config.ep = ep;
+        sim_fail_call(call);
+        const cumoe_status_t status = cumoe_layer_create(&layer, opened.handle, &config);
+        sim_fail_call(0);
+        EXPECT((status == CUMOE_SUCCESS) == (layer != nullptr), "call %d: status %d", static_cast<int>(call),
+               status);
+        cumoe_layer_destroy(layer);
+        cumoe_ep_destroy(ep);
+        EXPECT(sim_num_objects() == objects, "call %d: %d left", static_cast<int>(call),
+               static_cast<int>(sim_num_objects() - objects));
+        if (status == CUMOE_SUCCESS) {
+            EXPECT(call > 5, "%d calls make a stream and three marks", static_cast<int>(call));
+            return;
+        }
+    }
+    EXPECT(false, "%s", "the layer is never made");
+}
+
 /* A handle is shared by threads. */
 void test_threads()
 {
@@ -263,6 +296,7 @@ int main()
     test_two_devices();
     test_errors_of_the_caller();
     test_memory_and_streams();
+    test_chunks();
     test_threads();
     EXPECT(sim_num_objects() == 0, "%lld left", static_cast<long long>(sim_num_objects()));
     return check::result();

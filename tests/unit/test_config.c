@@ -233,6 +233,11 @@ Test(config, rules_between_fields)
     config.exchange_capacity = 64; /* of ranks that there are not */
     expect_refusal(&report, create(&config, &report), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create",
                    "config.exchange_capacity", "64");
+
+    config = valid_config();
+    config.exchange_chunks = 2;
+    expect_refusal(&report, create(&config, &report), CUMOE_INVALID_ARGUMENT, "cumoe_layer_create",
+                   "config.exchange_chunks", "2");
     EXPECT_EMPTY(report);
 }
 

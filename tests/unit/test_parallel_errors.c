@@ -116,6 +116,17 @@ Test(parallel_errors, layers)
     config.exchange_capacity = INT32_MAX / 7 + 1;
     REFUSE(cumoe_layer_create(&layer, x.handle, &config), INVALID_ARGUMENT, create, "config.exchange_capacity",
            "306783379");
+    for (int32_t chunks = -1; chunks <= 17; chunks += 18) { /* none, and more than there may be */
+        config = x.config;
+        config.num_experts = 20;
+        config.exchange_chunks = chunks;
+        REFUSE(cumoe_layer_create(&layer, x.handle, &config), INVALID_ARGUMENT, create, "config.exchange_chunks",
+               "0..16");
+    }
+    config.ep = seven[0];
+    config.exchange_chunks = 3; /* of 2 experts */
+    REFUSE(cumoe_layer_create(&layer, x.handle, &config), INVALID_ARGUMENT, create, "config.exchange_chunks",
+           "0..2");
     config = x.config;
     config.gate = CUMOE_GATE_BALANCED;
     REFUSE(cumoe_layer_create(&layer, x.handle, &config), UNSUPPORTED_CONFIG, create, "config.gate", "BALANCED");
