@@ -158,3 +158,49 @@ cumoe_status_t cumoe_ep_sum(const cumoe_ep_t *ep, void *data, int64_t count, cum
     const cumoe_sum_t sum = {count > 0 ? data : NULL, count, dtype};
     return ep->ops->sum(ep->comm, &sum, 1, stream);
 }
+
+/* Where the rows of each rank begin in an array; 0 bytes without rows. */
+static cumoe_status_t set_begin(const char *function, const char *name, const int64_t *count, int32_t W,
+                                size_t row_size, int64_t *begin, size_t *size)
+{
+    const int64_t most = ((int64_t)1 << 58) / (int64_t)row_size;
+    int64_t rows = 0;
+    for (int32_t r = 0; r < W; rows += count[r++]) {
+        CUMOE_REQUIRE(count[r] >= 0 && count[r] <= most - rows, INVALID_ARGUMENT,
+                      "%s: %s[%d] = %lld, but must be 0..%lld, with which all rows are 2^58 bytes", function, name,
+                      r, (long long)count[r], (long long)(most - rows));
+        begin[r] = rows;
+    }
+    *size = (size_t)rows * row_size;
+    return CUMOE_SUCCESS;
+}
+
+cumoe_status_t cumoe_ep_exchange(const cumoe_ep_t *ep, const cumoe_ep_exchange_args_t *args, cumoe_stream_t stream)
+{
+    const char *function = "cumoe_ep_exchange";
+    cumoe_ep_exchange_args_t a;
+    int64_t sent_begin[CUMOE_EP_MAX_RANKS], received_begin[CUMOE_EP_MAX_RANKS];
+    size_t sent_size = 0, received_size = 0;
+    CUMOE_REQUIRE(ep, INVALID_ARGUMENT, "%s: ep = NULL, but must be a group of ranks", function);
+    CUMOE_TRY(cumoe__struct_read(function, "args", args, sizeof a, &a, sizeof a));
+    CUMOE_REQUIRE(a.sent && a.received, INVALID_ARGUMENT,
+                  "%s: %s = NULL, but must have a number for each of %d ranks", function,
+                  a.sent ? "received" : "sent", ep->num_ranks);
+    CUMOE_REQUIRE(a.row_size >= 1 && a.row_size <= (size_t)1 << 58, INVALID_ARGUMENT,
+                  "%s: row_size = %zu, but must be 1..2^58", function, a.row_size);
+    CUMOE_TRY(set_begin(function, "sent", a.sent, ep->num_ranks, a.row_size, sent_begin, &sent_size));
+    CUMOE_TRY(
+        set_begin(function, "received", a.received, ep->num_ranks, a.row_size, received_begin, &received_size));
+    CUMOE_REQUIRE(a.sent[ep->rank] == a.received[ep->rank], INVALID_ARGUMENT,
+                  "%s: received[%d] = %lld, but this rank sends itself %lld rows", function, ep->rank,
+                  (long long)a.received[ep->rank], (long long)a.sent[ep->rank]);
+    CUMOE_TRY(cumoe__check_array(function, "send", a.send, 1, sent_size > 0));
+    CUMOE_TRY(cumoe__check_array(function, "recv", a.recv, 1, received_size > 0));
+    CUMOE_REQUIRE(!sent_size || !received_size || (uintptr_t)a.send + sent_size <= (uintptr_t)a.recv ||
+                      (uintptr_t)a.recv + received_size <= (uintptr_t)a.send,
+                  INVALID_ARGUMENT, "%s: recv = %p overlaps send = %p, but must not", function, a.recv, a.send);
+    CUMOE_TRY(cumoe__check_stream(function, ep->handle, stream));
+    const cumoe_transfer_t transfer = {
+        a.send, a.recv, a.row_size, {sent_begin, a.sent}, {received_begin, a.received}};
+    return ep->ops->exchange(ep->comm, &transfer, 1, stream);
+}

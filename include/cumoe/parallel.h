@@ -2,11 +2,11 @@
  * copy of the gates; of each expert there is one copy, and its batch comes from the tokens of all ranks.
  *
  * A group of ranks (cumoe_ep_t) goes into cumoe_config_t.ep. Then cumoe_layer_create(), cumoe_ep_plan(),
- * cumoe_layer_forward() and cumoe_layer_backward() are collective, as are the sums below: all ranks make the same
- * calls in the same order, a rank one at a time, also for two layers of a group. Each brings tokens of its own, in
- * any number, also none. The same on all ranks must be: the config (cumoe_layer_create() compares), training, seed,
- * offset, and upstream gradients of losses. first_token is the global index of a rank's row 0: ranks are in the
- * order of tokens.
+ * cumoe_layer_forward() and cumoe_layer_backward() are collective, as are sums and exchanges below: all ranks make
+ * the same calls in the same order, a rank one at a time, also for two layers of a group. Each brings tokens of its
+ * own, in any number, also none. The same on all ranks must be: the config (cumoe_layer_create() compares),
+ * training, seed, offset, and upstream gradients of losses. first_token is the global index of a rank's row 0:
+ * ranks are in the order of tokens.
  *
  * Of w_up, w_glu, w_down and the biases a rank has its own experts, at least one, or one group of HIERARCHICAL
  * (cumoe_layer_experts_of_rank()). y, dx and chosen_* are those of the rank's tokens. Importance, load, losses,
@@ -173,6 +173,31 @@ CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum_gradients(const cumoe_laye
  * Allocates: no.  Synchronizes: no (LOCAL, MPI: yes).  Capturable: with NCCL.  Thread-safe: yes. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_sum(const cumoe_ep_t *ep, void *data, int64_t count,
                                                       cumoe_dtype_t dtype, cumoe_stream_t stream);
+
+/* Rows of the caller's own between all ranks: those for rank 0, then those for rank 1, and so on; what comes
+ * likewise. */
+typedef struct cumoe_ep_exchange_args {
+    size_t struct_size;
+    const void *send;    /* [sum of sent, row_size] device memory; NULL without rows */
+    void *recv;          /* [sum of received, row_size] device memory that send has no part of; NULL without rows */
+    const int64_t *sent; /* [W] host memory: rows for each rank, this one included; 0 = none */
+    const int64_t *received; /* [W] host memory: rows from each rank: what that rank has in sent for this one */
+    size_t row_size; /* bytes, at least 1, the same on every rank; all rows of an array 2^58 bytes at most */
+} cumoe_ep_exchange_args_t;
+
+/* An all-to-all of rows, carried as those of a layer are. Collective.
+ *
+ * args  see there; of the host's arrays nothing is read after the call
+ *
+ * CUMOE_INVALID_ARGUMENT  a pointer is NULL, a number out of range, received of this rank's own rows not what is
+ *                         sent, recv overlaps send, a stream on the CPU
+ * CUMOE_COMM_ERROR        a rank failed, is late, or has other numbers of rows. NCCL compares nothing: rows may be
+ *                         cut off there, or a rank seem late, which cumoe_ep_wait() reports
+ *
+ * Allocates: no.  Synchronizes: no (LOCAL, MPI: yes).  Capturable: with NCCL.  Thread-safe: yes. */
+CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_ep_exchange(const cumoe_ep_t *ep,
+                                                           const cumoe_ep_exchange_args_t *args,
+                                                           cumoe_stream_t stream);
 
 /* Exact mode. A plan is host memory that knows how many rows go from where to where; it is used again for
  * the next call. From cumoe_ep_plan() to the end of the last backward call it belongs to one forward call and its

@@ -1,5 +1,6 @@
 /* The transport over NCCL, with a library in place of NCCL, on the simulated GPU. */
 #include "tests/parallel/nccl_stand_in.h"
+#include "tests/parallel/rows.h"
 #include "tests/parallel/turns.h"
 #include "tests/sim/simulator.h"
 
@@ -122,6 +123,20 @@ Test(nccl, same_bits)
     }
     cumoe_handle_destroy(handle);
     EXPECT_EMPTY(report);
+    expect_clean(0);
+}
+
+Test(nccl, rows)
+{
+    use_stand_in();
+    const problem_t nothing = {.name = "rows", .handle = suite_handle()};
+    for (int32_t num_ranks = 1; num_ranks <= 3; num_ranks++) {
+        const ranks_options_t options = {.num_ranks = num_ranks, .create = create_nccl};
+        report_t report = {0};
+        ranks_run(&nothing, &options, rows_exchange, NULL, &report);
+        EXPECT_EMPTY(report);
+    }
+    cumoe_handle_destroy((cumoe_handle_t *)(uintptr_t)nothing.handle);
     expect_clean(0);
 }
 

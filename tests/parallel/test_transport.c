@@ -1,6 +1,7 @@
 /* A transport of a user's own (cumoe/transport.h), here of sockets between threads: the bits of one device, sums in
  * the order of ranks, failures that every call repeats. */
 #define _GNU_SOURCE
+#include "tests/parallel/rows.h"
 #include "tests/suite.h"
 #include "tests/support/ranks.h"
 
@@ -161,6 +162,21 @@ Test(transport, sums_in_the_order_of_ranks)
     report_t report = {0};
     make_group(nothing.handle, sockets, ep);
     ranks_run(&nothing, &options, sum_and_compare, NULL, &report);
+    cumoe_handle_destroy((cumoe_handle_t *)(uintptr_t)nothing.handle);
+    EXPECT_EMPTY(report);
+}
+
+/* ---- rows of the caller's own ---- */
+
+Test(transport, rows)
+{
+    const problem_t nothing = {.name = "rows", .handle = suite_handle()};
+    sockets_t sockets[W];
+    cumoe_ep_t *ep[W];
+    const ranks_options_t options = {.num_ranks = W, .group = ep};
+    report_t report = {0};
+    make_group(nothing.handle, sockets, ep);
+    ranks_run(&nothing, &options, rows_exchange, NULL, &report);
     cumoe_handle_destroy((cumoe_handle_t *)(uintptr_t)nothing.handle);
     EXPECT_EMPTY(report);
 }

@@ -89,6 +89,46 @@ Test(parallel_errors, groups)
     tear_down(&x);
 }
 
+Test(parallel_errors, exchanges)
+{
+    fixture_t x;
+    set_up(&x);
+    const char *exchange = "cumoe_ep_exchange";
+    int64_t two = 2, three = 3, negative = -1, many = ((int64_t)1 << 58) / 5 + 1;
+    char from[16] = "0123456789", to[16] = "";
+    const cumoe_ep_exchange_args_t good = {sizeof good, from, to, &two, &two, 5};
+    cumoe_ep_exchange_args_t a = good;
+    REFUSE(cumoe_ep_exchange(NULL, &a, NULL), INVALID_ARGUMENT, exchange, "ep", "NULL");
+    REFUSE(cumoe_ep_exchange(x.ep, NULL, NULL), INVALID_ARGUMENT, exchange, "args", "NULL");
+#define WRONG(field, wrong, name, value)                                                                           \
+    do {                                                                                                           \
+        a = good;                                                                                                  \
+        a.field = wrong;                                                                                           \
+        REFUSE(cumoe_ep_exchange(x.ep, &a, NULL), INVALID_ARGUMENT, exchange, name, value);                        \
+    } while (0)
+    WRONG(struct_size, 8, "args.struct_size", "8");
+    WRONG(sent, NULL, "sent", "NULL");
+    WRONG(received, NULL, "received", "NULL");
+    WRONG(row_size, 0, "row_size", "0");
+    WRONG(row_size, SIZE_MAX, "row_size", "18446744073709551615");
+    WRONG(sent, &negative, "sent[0]", "-1");
+    WRONG(received, &many, "received[0]", "57646075230342349");
+    WRONG(received, &three, "received[0]", "3");
+    WRONG(send, NULL, "send", "NULL");
+    WRONG(recv, NULL, "recv", "NULL");
+    WRONG(recv, from + 9, "recv", NULL);
+#undef WRONG
+    if (device_backend() == CUMOE_BACKEND_CPU)
+        REFUSE(cumoe_ep_exchange(x.ep, &good, (cumoe_stream_t)(uintptr_t)64), INVALID_ARGUMENT, exchange, "stream",
+               NULL);
+    report_check(&x.report, to[0] == 0);
+    a = good;
+    two = 0;
+    a.send = a.recv = NULL;
+    report_check(&x.report, cumoe_ep_exchange(x.ep, &a, NULL) == CUMOE_SUCCESS);
+    tear_down(&x);
+}
+
 Test(parallel_errors, layers)
 {
     fixture_t x;
