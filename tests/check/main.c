@@ -1,5 +1,6 @@
 /* cumoe-check: does the library compute on this machine what it should? Every stage and the whole layer against a
  * reference in double precision, over the tables of cases that the tests use. */
+#include "mpi/processes.h"
 #include "tests/check/checks.h"
 #include "tests/check/ranks.h"
 #include "tests/sim/print_instructions.h"
@@ -261,7 +262,12 @@ int main(int argc, char **argv)
     const int answer = read_options(argc, argv, &options);
     if (answer) return answer - 1;
     if (options.golden) return instructions(&options);
-    if (options.ranks.processes && !processes_begin(argc, argv, &options.ranks)) return 2;
+    if (options.ranks.processes) {
+        processes_t processes;
+        if (!processes_begin(argc, argv, &processes)) return 2;
+        options.ranks.numbers[0] = processes.count;
+        options.ranks.count = 1;
+    }
     if (!ranks_check_flags(&options.ranks)) return 2;
     cumoe_handle_t *handle = NULL;
     if (cumoe_handle_create(&handle, options.backend, options.ordinal) != CUMOE_SUCCESS)
@@ -275,7 +281,7 @@ int main(int argc, char **argv)
         printf("%s\n", cumoe_handle_description(handle));
     }
     checks_visit(cumoe_handle_backend(handle), options.seed, visit, &session);
-    if (options.ranks.processes) processes_end(&options.ranks, finish(&session));
+    if (options.ranks.processes) processes_end(finish(&session), options.ranks.killed < 0);
     cumoe_handle_destroy(handle);
     return finish(&session);
 }

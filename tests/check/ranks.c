@@ -1,5 +1,7 @@
 #include "tests/check/ranks.h"
 
+#include "mpi/processes.h"
+
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -106,7 +108,9 @@ static void run_rank(rank_t *r)
 /* The rank that this process is. */
 static void run_process(const problem_t *whole, const ranks_options_t *options, work_t *w, report_t *report)
 {
-    cumoe_ep_t *ep = processes_group(whole->handle, options->timeout, report);
+    cumoe_ep_t *ep = NULL;
+    if (processes_group(&ep, whole->handle, options->timeout) != CUMOE_SUCCESS)
+        report_fail(report, "%s", cumoe_last_error());
     rank_t rank = {.whole = whole, .options = options, .ep = ep, .context = w};
     if (ep) run_rank(&rank);
     if (rank.report.failures) report_fail(report, "rank %d: %s", cumoe_ep_rank(ep), rank.report.text);

@@ -26,15 +26,4 @@ bool ranks_apply(const problem_t *whole, int32_t num_ranks);
  * With a killed rank: the others print what they are told. */
 uint64_t ranks_run_case(const ranks_flags_t *flags, const problem_t *whole, int32_t num_ranks, report_t *report);
 
-/* Processes: with MPI processes.c, without it processes_none.c. */
-
-/* false, with a sentence on stderr: there are none. */
-bool processes_begin(int argc, char **argv, ranks_flags_t *flags);
-/* The group of all of them; NULL, with a line in the report. */
-cumoe_ep_t *processes_group(const cumoe_handle_t *handle, double timeout, report_t *report);
-/* The sum over all processes. */
-uint64_t processes_sum(uint64_t number);
-/* The end of a process, with an exit status. */
-void processes_end(const ranks_flags_t *flags, int status) __attribute__((noreturn));
-
 #endif

@@ -8,7 +8,8 @@ endfunction()
 
 # cumoe-check with transport mpi, once more: in messages of 100 bytes, and on the simulated GPU.
 function(add_check_program name library)
-  add_executable(${name} check/main.c check/checks.c check/ranks.c check/processes.c ${PROJECT_SOURCE_DIR}/mpi/comm_mpi.c)
+  add_executable(${name} check/main.c check/checks.c check/ranks.c
+    ${PROJECT_SOURCE_DIR}/mpi/processes.c ${PROJECT_SOURCE_DIR}/mpi/comm_mpi.c)
   target_link_libraries(${name} PRIVATE cumoe_test_support ${library} MPI::MPI_C m)
 endfunction()
 
