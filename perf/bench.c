@@ -124,7 +124,7 @@ static void new_inputs(bench_t *b)
     if (external) {
         int32_t *expert = host_array(slots, sizeof *expert);
         float *weight = host_array(slots, sizeof *weight);
-        input_routing(s, expert, weight);
+        input_routing(s, 4, expert, weight);
         upload(b, index, expert, (size_t)slots * sizeof *expert);
         upload(b, index_weight, weight, (size_t)slots * sizeof *weight);
     }

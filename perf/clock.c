@@ -7,7 +7,6 @@
 #include <string.h>
 #include <time.h>
 
-enum { FEWEST_ROUNDS = 3, SETTLED_ROUNDS = 7, MOST_ROUNDS = 25, WARM_UP_ROUNDS = 5, MOST_CALLS = 1000 };
 static const double sample_seconds = 0.02; /* at least, unless that takes too many calls */
 static const double settled = 0.02; /* of the median: the middle half of the samples, or one round to the next */
 
@@ -43,18 +42,20 @@ static double seconds_of(const timing_t *c, int contestant, int part, int calls)
     return c->flushed ? sum : device_stop_clock(c->device);
 }
 
+int clock_calls(int calls, double seconds, int most)
+{
+    if (seconds < sample_seconds / 2 && calls < most) return -(calls < most / 2 ? 2 * calls : most);
+    const double enough = calls * (sample_seconds / seconds) + 1;
+    return enough < calls ? calls : enough < most ? (int)enough : most;
+}
+
 /* As many calls as last long enough, found by doubling, which warms up as well. */
 static int calls_of(const timing_t *c, int contestant, int part)
 {
     const int most = c->flushed ? 5 : MOST_CALLS; /* filling the caches takes its own time */
-    int calls = 1;
-    double seconds = seconds_of(c, contestant, part, calls);
-    while (seconds < sample_seconds / 2 && calls < most) {
-        calls = calls < most / 2 ? 2 * calls : most;
-        seconds = seconds_of(c, contestant, part, calls);
-    }
-    const double enough = calls * (sample_seconds / seconds) + 1;
-    return enough < calls ? calls : enough < most ? (int)enough : most;
+    int calls = -1;
+    while (calls < 0) calls = clock_calls(-calls, seconds_of(c, contestant, part, -calls), most);
+    return calls;
 }
 
 /* Idle threads of OpenBLAS spin for some 20 ms and would take the cores from the next contestant. */
@@ -89,23 +90,25 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Sorts them. */
-static spread_t spread_of(double *values, int count)
+spread_t clock_spread(double *values, int count)
 {
     qsort(values, (size_t)count, sizeof *values, compare);
     return (spread_t){(values[(count - 1) / 2] + values[count / 2]) / 2, values[(int)ceil(0.95 * count) - 1],
                       values[0], values[count - 1]};
 }
 
+bool clock_settled(const double *values, int count)
+{
+    double sorted[MOST_ROUNDS];
+    memcpy(sorted, values, (size_t)count * sizeof *values);
+    const spread_t spread = clock_spread(sorted, count);
+    return sorted[count - 1 - count / 4] - sorted[count / 4] <= settled * spread.median;
+}
+
 static bool is_settled(const timing_t *c, int rounds)
 {
-    for (int part = 0; part < NUM_PARTS; part++) {
-        double values[MOST_ROUNDS];
-        if (c->calls[CUMOE][part] == 0) continue;
-        memcpy(values, c->sample[CUMOE][part], sizeof values);
-        const spread_t spread = spread_of(values, rounds);
-        if (values[rounds - 1 - rounds / 4] - values[rounds / 4] > settled * spread.median) return false;
-    }
+    for (int part = 0; part < NUM_PARTS; part++)
+        if (c->calls[CUMOE][part] > 0 && !clock_settled(c->sample[CUMOE][part], rounds)) return false;
     return true;
 }
 
@@ -127,13 +130,13 @@ static void summarize(timing_t *c, int rounds, times_t times[CONTESTANTS][NUM_PA
             double ratio[MOST_ROUNDS];
             if (times[CUMOE][part].samples == 0 || times[other][part].samples == 0) continue;
             for (int i = 0; i < rounds; i++) ratio[i] = c->sample[other][part][i] / c->sample[CUMOE][part][i];
-            times[CUMOE][part].ratio[other] = spread_of(ratio, rounds);
+            times[CUMOE][part].ratio[other] = clock_spread(ratio, rounds);
         }
     }
     for (int contestant = 0; contestant < CONTESTANTS; contestant++) {
         for (int part = 0; part < NUM_PARTS; part++) {
             times_t *t = &times[contestant][part];
-            if (t->samples > 0) t->seconds = spread_of(c->sample[contestant][part], rounds);
+            if (t->samples > 0) t->seconds = clock_spread(c->sample[contestant][part], rounds);
         }
     }
 }

@@ -32,6 +32,19 @@ struct graph {
 };
 #endif
 
+/* A stream, and events where there is CUDA. */
+static void start_stream(device_t *d)
+{
+    perf_check(cumoe_stream_create(d->handle, &d->stream));
+#ifdef PERF_WITH_CUDA
+    if (d->cpu) return;
+    cuda_check(cudaSetDevice(d->ordinal)); /* of this thread: for cuBLAS, and for what stands below */
+    if (!cudaEventElapsedTime) return;
+    cuda_check(cudaEventCreate((cudaEvent_t *)&d->start));
+    cuda_check(cudaEventCreate((cudaEvent_t *)&d->stop));
+#endif
+}
+
 void device_open(device_t *d, int backend, int ordinal)
 {
     const cumoe_status_t status = cumoe_handle_create(&d->handle, (cumoe_backend_t)backend, ordinal);
@@ -40,26 +53,49 @@ void device_open(device_t *d, int backend, int ordinal)
         exit(NO_DEVICE);
     }
     perf_check(status);
-    perf_check(cumoe_stream_create(d->handle, &d->stream));
     d->ordinal = ordinal;
     d->cpu = cumoe_handle_backend(d->handle) == CUMOE_BACKEND_CPU;
-#ifdef PERF_WITH_CUDA
-    if (d->cpu) return;
-    cuda_check(cudaSetDevice(ordinal)); /* for cuBLAS, and for what stands below */
-    if (!cudaEventElapsedTime) return;
-    cuda_check(cudaEventCreate((cudaEvent_t *)&d->start));
-    cuda_check(cudaEventCreate((cudaEvent_t *)&d->stop));
-#endif
+    start_stream(d);
 }
 
 void device_close(device_t *d)
+{
+    device_unshare(d);
+    cumoe_handle_destroy(d->handle);
+}
+
+void device_share(device_t *d, const device_t *with)
+{
+    *d = (device_t){.handle = with->handle, .cpu = with->cpu, .threads = with->threads, .ordinal = with->ordinal};
+    start_stream(d);
+}
+
+void device_unshare(device_t *d)
 {
 #ifdef PERF_WITH_CUDA
     if (d->start) cuda_check(cudaEventDestroy(d->start));
     if (d->stop) cuda_check(cudaEventDestroy(d->stop));
 #endif
     cumoe_stream_destroy(d->handle, d->stream);
-    cumoe_handle_destroy(d->handle);
+}
+
+static int number_of_gpus(void)
+{
+    int count = 0;
+#ifdef PERF_WITH_CUDA
+    if (cudaGetDeviceCount(&count) != cudaSuccess) (void)cudaGetLastError();
+#endif
+    return count > 0 ? count : 1;
+}
+
+int device_of_rank(int ordinal, int local)
+{
+    return local > 0 ? (ordinal + local) % number_of_gpus() : ordinal;
+}
+
+int device_sharers(int local_count)
+{
+    return (local_count + number_of_gpus() - 1) / number_of_gpus();
 }
 
 void device_wait(const device_t *d)

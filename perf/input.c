@@ -119,10 +119,10 @@ static int32_t find(const double *sums, int32_t E, double value)
     return low;
 }
 
-void input_routing(const subject_t *s, int32_t *expert, float *weight)
+void input_routing(const subject_t *s, uint64_t seed, int32_t *expert, float *weight)
 {
     const int32_t E = s->config.num_experts, K = s->config.top_k;
-    random_t random = {4};
+    random_t random = {seed};
     double *sums = malloc((size_t)E * sizeof *sums), sum = 0;
     int64_t *taken_by = malloc((size_t)E * sizeof *taken_by); /* the last token that chose an expert */
     if (!sums || !taken_by) abort();

@@ -1,5 +1,6 @@
 /* cumoe-perf: the time of the layer and of its stages, beside what the device could do at best and what a library
  * for dense products makes of the same operations. */
+#include "exchange.h"
 #include "options.h"
 
 #include <errno.h>
@@ -66,6 +67,56 @@ static int measure(report_t *report, blas_t *blas, progress_t *progress, double 
     return right ? MEASURED : FOUND_WRONG;
 }
 
+/* A subject on ranks: what all share, which rank 0 writes. */
+typedef struct shared {
+    progress_t *progress;
+    double seconds, link; /* link: given; 0 = to be measured */
+    int outcome;
+    exchange_t exchange;
+    char why[600], unchecked[200];
+} shared_t;
+
+static void measure_rank(rank_t *rank, void *context)
+{
+    shared_t *shared = context;
+    const subject_t *s = shared->progress->subject;
+    shared_t mine = {.exchange.link = shared->link, .outcome = MEASURED};
+    share_t share;
+    bool wrong;
+    const bool first = rank->number == 0, quick = shared->seconds == 0;
+    if (first) show_progress(shared->progress, "check");
+    if (!share_create(&share, rank, s, &wrong, mine.why, sizeof mine.why)) {
+        mine.outcome = wrong ? FOUND_WRONG : NOT_MEASURED;
+    } else if (!share_check(&share, mine.unchecked, mine.why, sizeof mine.why)) {
+        mine.outcome = FOUND_WRONG;
+    } else {
+        if (mine.exchange.link == 0 && !quick) mine.exchange.link = exchange_link(rank);
+        exchange_traffic(&share, &mine.exchange);
+        exchange_clock(&share, shared->seconds, &mine.exchange, show_progress, shared->progress);
+        mine.exchange.checked = mine.unchecked[0] == '\0';
+    }
+    share_destroy(&share);
+    if (!first) return;
+    mine.progress = shared->progress;
+    *shared = mine;
+}
+
+static int measure_exchange(report_t *report, const ranks_t *ranks, progress_t *progress, double seconds,
+                            double link)
+{
+    const subject_t *s = progress->subject;
+    shared_t shared = {.progress = progress, .seconds = seconds, .link = link};
+    ranks_run(ranks, s->num_ranks, measure_rank, &shared);
+    if (ranks->number > 0) return shared.outcome;
+    show_progress(progress, NULL);
+    if (shared.outcome == MEASURED)
+        report_exchange(report, s, transport_names[ranks->transport], &shared.exchange);
+    else
+        report_sentence(report, s, -1, shared.why);
+    if (shared.unchecked[0]) report_sentence(report, s, -1, shared.unchecked);
+    return shared.outcome;
+}
+
 static peaks_t measure_peaks(device_t *device, blas_t *blas, const options_t *o)
 {
     peaks_t peaks = {0};
@@ -101,39 +152,51 @@ static FILE *open_file(const char *option, const char *name, bool *table)
     return file;
 }
 
+/* The table and the files; of ranks the first one writes. */
+static void open_report(report_t *report, const options_t *o, bool writes)
+{
+    bool table = writes;
+    report->json = writes ? open_file("--json", o->json, &table) : NULL;
+    report->csv = writes ? open_file("--csv", o->csv, &table) : NULL;
+    report->table = table ? stdout : NULL;
+    for (int axis = 0; axis < AXES; axis++) report->varies[axis] = o->axis[axis].count > 1;
+    report->varies[AXIS_GATE] |= o->capacity;
+}
+
 int main(int argc, char **argv)
 {
-    const options_t o = options_read(argc, argv);
+    options_t o = options_read(argc, argv);
+    ranks_t ranks;
+    ranks_begin(&ranks, o.ranks, argc, argv);
+    if (ranks.count > 0) options_set_ranks(&o, ranks.count);
     const int count = options_num_subjects(&o);
     for (int i = 0; i < count; i++) (void)options_subject(&o, i); /* what is wrong is said before it takes time */
-    bool table = true;
-    report_t report = {.commit = o.commit, .per_token = o.capacity};
-    report.json = open_file("--json", o.json, &table);
-    report.csv = open_file("--csv", o.csv, &table);
-    report.table = table ? stdout : NULL;
+    report_t report = {.commit = o.commit, .per_token = o.capacity, .exchange = o.exchange};
+    open_report(&report, &o, ranks.number == 0);
 
     device_t device = {.threads = o.threads};
     char why[600] = "";
-    device_open(&device, o.backend, o.ordinal);
-    blas_t *blas = blas_open(&device, o.blas, why, sizeof why);
+    device_open(&device, o.backend, device_of_rank(o.ordinal, ranks.local));
+    ranks_join(&ranks, &device);
+    blas_t *blas = o.exchange ? NULL : blas_open(&device, o.blas, why, sizeof why);
+    if (o.exchange) snprintf(why, sizeof why, "ranks: %s", transport_names[ranks.transport]);
     report.device = &device;
     report.blas = blas ? blas_name(blas) : why;
-    report.peaks = measure_peaks(&device, blas, &o);
-    for (int axis = 0; axis < AXES; axis++) report.varies[axis] = o.axis[axis].count > 1;
-    report.varies[AXIS_GATE] |= o.capacity;
+    if (!o.exchange) report.peaks = measure_peaks(&device, blas, &o);
     const subject_t first = options_subject(&o, 0);
-    report_begin(&report, &first, argc, argv);
+    if (ranks.number == 0) report_begin(&report, &first, argc, argv);
 
     int outcomes[3] = {0};
     for (int i = 0; i < count; i++) {
         const subject_t subject = options_subject(&o, i);
+        const double seconds = (double)o.seconds / count;
         progress_t progress = {&subject, i, count};
-        outcomes[measure(&report, blas, &progress, (double)o.seconds / count)]++;
+        outcomes[o.exchange ? measure_exchange(&report, &ranks, &progress, seconds, o.link)
+                            : measure(&report, blas, &progress, seconds)]++;
     }
     const bool written = report_end(&report);
     if (!written) fputs("cumoe-perf: a file or the table could not be written\n", stderr);
     blas_close(blas);
-    device_close(&device);
     const bool missed = o.capacity ? outcomes[MEASURED] == 0 : outcomes[NOT_MEASURED] > 0;
-    return written && !missed && outcomes[FOUND_WRONG] == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    ranks_end(&ranks, written && !missed && outcomes[FOUND_WRONG] == 0 ? EXIT_SUCCESS : EXIT_FAILURE);
 }

@@ -1,6 +1,7 @@
 #include "options.h"
 #include "command_line.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,6 +27,8 @@ static const struct command {
     {"down", 1 << CUMOE_STAGE_DOWN | 1 << CUMOE_STAGE_DOWN_BACKWARD, "likewise"},
     {"combine", 1 << CUMOE_STAGE_COMBINE, "this stage; its backward is in that of down"},
     {"optimizer", 1 << OPTIMIZER, "a step of Adam"},
+    {"exchange", 1 << FORWARD | 1 << BACKWARD | 1 << BOTH,
+     "the layer on ranks: the rows between them, the experts alone, and the rest"},
     {"capacity", 1 << FORWARD, "time per token against E, from 4 to 131,072 experts, at constant operations"},
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };
@@ -59,6 +62,7 @@ static int read_command(const program_t *program, int argc, char **argv)
 static void choose_parts(options_t *o, const struct command *command)
 {
     o->parts = command->parts;
+    o->exchange = strcmp(command->name, "exchange") == 0;
     o->capacity = strcmp(command->name, "capacity") == 0;
     if (!o->capacity) return;
     o->axis[AXIS_EXPERTS].count = 0;
@@ -79,12 +83,52 @@ static void choose_pass(const program_t *program, options_t *o)
     if (!o->parts) command_line_fail(program, "--pass", pass_words[o->pass], "leaves nothing of this command");
 }
 
+/* What is for exchange alone, and what it has not. */
+static void choose_ranks(const program_t *program, options_t *o, const char *link)
+{
+    axis_t *ranks = &o->axis[AXIS_RANKS];
+    if (!o->exchange) {
+        const char *needless = o->ranks                           ? "--ranks"
+                               : link                             ? "--link"
+                               : o->axis[AXIS_CAPACITY].count > 0 ? "--exchange-capacity"
+                                                                  : NULL;
+        if (needless) command_line_fail(program, needless, NULL, "is for the command exchange alone");
+        return;
+    }
+    if (o->axis[AXIS_CAPACITY].count == 0) o->axis[AXIS_CAPACITY].count = 1; /* 0: exact */
+    if (o->axis[AXIS_CACHE].value[0] != WARM || o->axis[AXIS_CACHE].count > 1)
+        command_line_fail(program, "--cache", "cold", "caches are as the last call left them in exchange");
+    if (o->axis[AXIS_LAUNCH].value[0] != CALL || o->axis[AXIS_LAUNCH].count > 1)
+        command_line_fail(program, "--launch", "graph", "exchange is timed by calls");
+    if (link) {
+        char *end;
+        o->link = 1e9 * strtod(link, &end);
+        if (*end != '\0' || !(o->link > 0 && o->link < 1e15))
+            command_line_fail(program, "--link", link, "must be GB/s, above 0");
+    }
+    if (o->ranks && (strcmp(o->ranks, "mpi") == 0 || strcmp(o->ranks, "nccl") == 0)) return;
+    const char *text = o->ranks ? o->ranks : "1";
+    for (char *end; ranks->count < MOST_VALUES; text = end + 1) {
+        const long number = strtol(text, &end, 10);
+        if (end == text || number < 1 || number > 1024 || (*end != '\0' && *end != ',')) break;
+        ranks->value[ranks->count++] = (int)number;
+        if (*end == '\0') return;
+    }
+    command_line_fail(program, "--ranks", o->ranks, "must be mpi, nccl, or numbers of threads, 1..1024");
+}
+
+void options_set_ranks(options_t *o, int32_t count)
+{
+    o->axis[AXIS_RANKS] = (axis_t){{count}, 1};
+}
+
 #define AXIS(name) .count = &o.axis[AXIS_##name].count, .most = MOST_VALUES
 
 options_t options_read(int argc, char **argv)
 {
     const char *shapes[MODELS + 1];
     models_names(shapes);
+    const char *link = NULL;
     options_t o = {.seconds = 60,
                    .axis[AXIS_SHAPE] = {{1}, 1},
                    .axis[AXIS_TOKENS] = {{4096}, 1},
@@ -110,6 +154,13 @@ options_t options_read(int argc, char **argv)
          .choice = o.axis[AXIS_CACHE].value, .words = cache_words, AXIS(CACHE)},
         {"launch", "calls, or a CUDA graph of each", .choice = o.axis[AXIS_LAUNCH].value, .words = launch_words,
          AXIS(LAUNCH)},
+        {"ranks",
+         "exchange: numbers of ranks, which are threads; mpi: the processes of mpirun; nccl: GPUs, as the"
+         " environment says",
+         .string = &o.ranks},
+        {"exchange-capacity", "exchange: rows from each rank to each, 0: as many as there are",
+         .number = o.axis[AXIS_CAPACITY].value, .min = 0, .max = INT_MAX, AXIS(CAPACITY)},
+        {"link", "exchange: GB/s to compare with, in place of those of a large exchange", .string = &link},
         {"hidden", "H, in place of the shape's", .number = &o.hidden, .min = 1, .max = CUMOE_MAX_WIDTH},
         {"intermediate", "I, in place of the shape's", .number = &o.intermediate, .min = 1, .max = CUMOE_MAX_WIDTH},
         {"top-k", "K, in place of the shape's", .number = &o.top_k, .min = 1, .max = CUMOE_MAX_TOP_K},
@@ -131,8 +182,9 @@ options_t options_read(int argc, char **argv)
         "cumoe-perf",
         "the time of the layer and of its stages, beside what the device could do at best\n\n"
         "cumoe-perf COMMAND [OPTION...]\n\n"
-        "COMMAND is layer, stages, gate, permute, up, down, combine, optimizer or capacity; --list says what each\n"
-        "times. Options with a list of values, a,b,c, are axes: everything is measured for each combination.\n"
+        "COMMAND is layer, stages, gate, permute, up, down, combine, optimizer, exchange or capacity; --list says\n"
+        "what each times. Options with a list of values, a,b,c, are axes: everything is measured for each "
+        "combination.\n"
         "Prints a Markdown table; perf/README.md says what its columns mean. Exits with 1 if a result is wrong or\n"
         "something could not be measured, with 77 if there is no such device.",
         table, sizeof table / sizeof *table};
@@ -145,6 +197,7 @@ options_t options_read(int argc, char **argv)
     }
     if (command < 0) command_line_fail(&program, "COMMAND", NULL, "is missing");
     choose_pass(&program, &o);
+    choose_ranks(&program, &o, link);
     return o;
 }
 
@@ -183,10 +236,28 @@ static void demand(cumoe_status_t status)
     exit(2);
 }
 
+/* Each has an expert, or a group of them, and numbers of rows are below 2^31. */
+static void demand_ranks(const subject_t *s)
+{
+    const cumoe_config_t *c = &s->config;
+    const int32_t most = c->num_groups > 0 ? c->num_groups : c->num_experts;
+    const bool many = s->num_ranks > most;
+    if (many)
+        fprintf(stderr, "cumoe-perf: --ranks %d: there are no more than %d %s to share\n", s->num_ranks, most,
+                c->num_groups > 0 ? "groups of experts" : "experts");
+    const bool wide = s->num_ranks > 0 && c->exchange_capacity > INT32_MAX / s->num_ranks;
+    if (wide)
+        fprintf(stderr, "cumoe-perf: --exchange-capacity %lld: times %d ranks it must be below 2^31\n",
+                (long long)c->exchange_capacity, s->num_ranks);
+    if (many || wide) exit(2);
+}
+
 subject_t options_subject(const options_t *o, int number)
 {
     subject_t s = {.parts = o->parts};
     cumoe_config_t *c = &s.config;
+    const int64_t capacity = take(&o->axis[AXIS_CAPACITY], &number, 0);
+    s.num_ranks = take(&o->axis[AXIS_RANKS], &number, 0);
     s.launch = take(&o->axis[AXIS_LAUNCH], &number, CALL);
     s.cache = take(&o->axis[AXIS_CACHE], &number, WARM);
     s.skew = take(&o->axis[AXIS_SKEW], &number, UNIFORM);
@@ -210,6 +281,8 @@ subject_t options_subject(const options_t *o, int number)
     c->compute = s.type == TYPE_TF32 ? CUMOE_COMPUTE_TF32 : CUMOE_COMPUTE_EXACT;
     c->expert_bias = o->bias || m->bias;
     c->max_threads = o->threads;
+    c->exchange_capacity = capacity;
+    demand_ranks(&s);
     cumoe_cost_t cost = {.struct_size = sizeof cost};
     demand(cumoe_config_cost(c, s.num_tokens, 1, 1, &cost));
     return s;

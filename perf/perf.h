@@ -40,6 +40,8 @@ enum {
     AXIS_SKEW,
     AXIS_CACHE,
     AXIS_LAUNCH,
+    AXIS_RANKS,    /* of exchange alone, */
+    AXIS_CAPACITY, /* as this */
     AXES
 };
 enum { UNIFORM, ZIPF, ONE };
@@ -62,7 +64,8 @@ typedef struct subject {
     int type;
     int64_t num_tokens;
     int skew, cache, launch;
-    unsigned parts; /* bit 1 << part */
+    int32_t num_ranks; /* 0: none; num_tokens is of each */
+    unsigned parts;    /* bit 1 << part */
 } subject_t;
 
 static inline bool has_part(const subject_t *s, int part)
@@ -102,6 +105,12 @@ typedef struct device {
 /* Ends the program with a sentence; status 77 if there is no such device. */
 void device_open(device_t *device, int backend, int ordinal);
 void device_close(device_t *device);
+/* Another thread's, with a stream and a clock of its own. */
+void device_share(device_t *device, const device_t *with);
+void device_unshare(device_t *device);
+/* The GPU of a rank, by its number on this machine, and how many ranks have the same one. */
+int device_of_rank(int ordinal, int local);
+int device_sharers(int local_count);
 void device_wait(const device_t *device);
 /* Bytes of free memory. */
 double device_memory(const device_t *device);
@@ -197,7 +206,7 @@ float input_widen(cumoe_dtype_t dtype, uint32_t bits);
 /* [E, H], or [G, H] of the groups: logits of unit variance, and by column 0 the skew. */
 void input_gate(const subject_t *subject, bool groups, float *w_gate);
 /* [T, K]: K experts for each token, different ones, and their weights. */
-void input_routing(const subject_t *subject, int32_t *expert, float *weight);
+void input_routing(const subject_t *subject, uint64_t seed, int32_t *expert, float *weight);
 
 /* ---- work: what a part must do at least ---- */
 
@@ -228,6 +237,13 @@ typedef struct times {
 /* Everybody in turns, until the spread settles or for so many seconds; 0: a single call of each. */
 void clock_parts(bench_t *bench, double seconds, times_t times[CONTESTANTS][NUM_PARTS],
                  void (*progress)(void *, const char *), void *context);
+enum { FEWEST_ROUNDS = 3, SETTLED_ROUNDS = 7, MOST_ROUNDS = 25, WARM_UP_ROUNDS = 5, MOST_CALLS = 1000 };
+/* How many calls make a sample, from the time of so many; negative: minus it are to be timed first. */
+int clock_calls(int calls, double seconds, int most);
+/* Sorts them. */
+spread_t clock_spread(double *values, int count);
+/* Whether the middle half of the samples lies near their median. */
+bool clock_settled(const double *values, int count);
 /* Bytes that the device's memory reads and writes a second, at best; 0 without room to try. */
 double clock_memory(device_t *device);
 double clock_now(void);
@@ -247,6 +263,7 @@ typedef struct report {
     const char *commit;
     peaks_t peaks;
     bool varies[AXES];
+    bool exchange;            /* ranks: another table */
     bool per_token;           /* ns a token in place of us a call, and the floor beside it */
     FILE *table, *csv, *json; /* NULL = none */
     int rows, sentences;

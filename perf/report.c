@@ -39,13 +39,17 @@ static row_t row_of(const report_t *report, const bench_t *bench, int contestant
 
 static const struct axis_name {
     const char *title, *align;
-} axis_names[AXES] = {{"shape", "---"}, {"T", "---:"},   {"E", "---:"},    {"type", "---"},  {"activation", "---"},
-                      {"gate", "---"},  {"skew", "---"}, {"cache", "---"}, {"launch", "---"}};
+} axis_names[AXES] = {{"shape", "---"},      {"T", "---:"},     {"E", "---:"},       {"type", "---"},
+                      {"activation", "---"}, {"gate", "---"},   {"skew", "---"},     {"cache", "---"},
+                      {"launch", "---"},     {"ranks", "---:"}, {"capacity", "---:"}};
 
 static const char *axis_value(const subject_t *s, int axis, char text[48])
 {
     const cumoe_config_t *c = &s->config;
-    const long long numbers[AXES] = {[AXIS_TOKENS] = s->num_tokens, [AXIS_EXPERTS] = c->num_experts};
+    const long long numbers[AXES] = {[AXIS_TOKENS] = s->num_tokens,
+                                     [AXIS_EXPERTS] = c->num_experts,
+                                     [AXIS_RANKS] = s->num_ranks,
+                                     [AXIS_CAPACITY] = c->exchange_capacity};
     const char *const words[AXES] = {[AXIS_SHAPE] = s->shape,
                                      [AXIS_TYPE] = type_words[s->type],
                                      [AXIS_ACTIVATION] = activation_words[c->activation],
@@ -54,6 +58,7 @@ static const char *axis_value(const subject_t *s, int axis, char text[48])
                                      [AXIS_CACHE] = cache_words[s->cache],
                                      [AXIS_LAUNCH] = launch_words[s->launch]};
     if (words[axis]) return words[axis];
+    if (axis == AXIS_CAPACITY && numbers[axis] == 0) return "exact";
     snprintf(text, 48, "%lld", numbers[axis]);
     return text;
 }
@@ -67,12 +72,13 @@ static void print_constants(const report_t *report, const subject_t *s)
     if (!report->varies[AXIS_SHAPE])
         fprintf(f, "%s: H = %d, I = %d, K = %d%s, ", s->shape, c->hidden_size, c->intermediate_size, c->top_k,
                 c->expert_bias ? ", biases" : "");
-    static const char *const before[AXES] = {"", "T = ", "E = ", "", "", "", "", "", ""};
-    static const char *const behind[AXES] = {"", "", "", "", "", " gate", " routing", " caches", "s"};
+    static const char *const before[AXES] = {"", "T = ", "E = ", "", "", "", "", "", "", "", "capacity "};
+    static const char *const behind[AXES] = {"", "", "", "", "", " gate", " routing", " caches", "s", " ranks", ""};
     const char *comma = "";
     for (int axis = AXIS_TOKENS; axis < AXES; axis++) {
         const bool of_shape = axis == AXIS_EXPERTS || axis == AXIS_ACTIVATION || axis == AXIS_GATE;
         if (report->varies[axis] || (of_shape && report->varies[AXIS_SHAPE])) continue;
+        if ((axis == AXIS_RANKS || axis == AXIS_CAPACITY) && !report->exchange) continue;
         fprintf(f, "%s%s%s%s", comma, before[axis], axis_value(s, axis, text), behind[axis]);
         comma = ", ";
     }
@@ -82,20 +88,34 @@ static void print_constants(const report_t *report, const subject_t *s)
 static void print_heading(const report_t *report)
 {
     FILE *f = report->table;
+    static const char *const titles[] = {
+        "| part | us | p95 | min..max | TFLOP/s | GB/s | of peak | of floor | of dense | of loop | error |\n",
+        "| part | ns / token | floor | TFLOP/s | GB/s | of peak | of floor | of dense | of loop | error |\n",
+        "| part | us | exchange | experts | rest | MB out | MB back | algbw | busbw | of link | dropped | check "
+        "|\n"};
+    static const char *const aligns[] = {"|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+                                         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+                                         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|\n"};
+    const int kind = report->exchange ? 2 : report->per_token ? 1 : 0;
     for (int axis = 0; axis < AXES; axis++) {
         if (report->varies[axis]) fprintf(f, "| %s ", axis_names[axis].title);
     }
-    fputs(report->per_token ? "| part | ns / token | floor |" : "| part | us | p95 | min..max |", f);
-    fputs(" TFLOP/s | GB/s | of peak | of floor | of dense | of loop | error |\n", f);
+    fputs(titles[kind], f);
     for (int axis = 0; axis < AXES; axis++) {
         if (report->varies[axis]) fprintf(f, "|%s", axis_names[axis].align);
     }
-    fputs(report->per_token ? "|---|---:|---:" : "|---|---:|---:|---:", f);
-    fputs("|---:|---:|---:|---:|---:|---:|---:|\n", f);
+    fputs(aligns[kind], f);
 }
 
-/* A figure, or "-" where it is not known. */
-static void cell(FILE *file, double value, const char *format)
+void report_axes(const report_t *report, const subject_t *subject)
+{
+    char text[48];
+    for (int axis = 0; axis < AXES; axis++) {
+        if (report->varies[axis]) fprintf(report->table, "| %s ", axis_value(subject, axis, text));
+    }
+}
+
+void report_cell(FILE *file, double value, const char *format)
 {
     fputs(" ", file);
     if (value > 0) {
@@ -120,21 +140,18 @@ static void table_row(const report_t *report, const row_t *r)
     FILE *f = report->table;
     const spread_t *t = &r->times->seconds;
     const double tokens = (double)r->subject->num_tokens;
-    char text[48];
-    for (int axis = 0; axis < AXES; axis++) {
-        if (report->varies[axis]) fprintf(f, "| %s ", axis_value(r->subject, axis, text));
-    }
+    report_axes(report, r->subject);
     fprintf(f, "| %s |", part_names[r->part]);
     if (report->per_token) {
-        cell(f, 1e9 * t->median / tokens, "%.4g");
-        cell(f, 1e9 * r->floor / tokens, "%.4g");
+        report_cell(f, 1e9 * t->median / tokens, "%.4g");
+        report_cell(f, 1e9 * r->floor / tokens, "%.4g");
     } else {
         fprintf(f, " %.4g | %.4g | %.4g..%.4g |", 1e6 * t->median, 1e6 * t->p95, 1e6 * t->min, 1e6 * t->max);
     }
-    cell(f, 1e-12 * r->flops, "%.3g");
-    cell(f, 1e-9 * r->bytes, "%.3g");
-    cell(f, r->of_peak, "%.2f");
-    cell(f, r->of_floor, "%.2f");
+    report_cell(f, 1e-12 * r->flops, "%.3g");
+    report_cell(f, 1e-9 * r->bytes, "%.3g");
+    report_cell(f, r->of_peak, "%.2f");
+    report_cell(f, r->of_floor, "%.2f");
     ratio_cell(f, &r->times->ratio[DENSE]);
     ratio_cell(f, &r->times->ratio[LOOP]);
     fprintf(f, " %.0e |\n", r->error);
@@ -161,6 +178,14 @@ void report_begin(report_t *report, const subject_t *first, int argc, char **arg
     fflush(report->table);
 }
 
+void report_flush(const report_t *report)
+{
+    FILE *const files[] = {report->table, report->csv, report->json};
+    for (int i = 0; i < 3; i++) {
+        if (files[i]) fflush(files[i]);
+    }
+}
+
 void report_rows(report_t *report, const bench_t *bench, double error, times_t times[CONTESTANTS][NUM_PARTS])
 {
     for (int part = 0; part < NUM_PARTS; part++) {
@@ -173,21 +198,20 @@ void report_rows(report_t *report, const bench_t *bench, double error, times_t t
             report->rows++;
         }
     }
-    FILE *const files[] = {report->table, report->csv, report->json};
-    for (int i = 0; i < 3; i++) {
-        if (files[i]) fflush(files[i]);
-    }
+    report_flush(report);
 }
 
 void report_sentence(report_t *report, const subject_t *s, int part, const char *sentence)
 {
-    char about[300];
+    char about[300], ranks[60] = "";
     const cumoe_config_t *c = &s->config;
     if (report->sentences == MOST_SENTENCES) return;
-    snprintf(about, sizeof about, "%s, %s, T = %lld, E = %d, %s, %s gate, %s%s%s%s%s", s->shape,
+    if (s->num_ranks)
+        snprintf(ranks, sizeof ranks, ", ranks %d, capacity %lld", s->num_ranks, (long long)c->exchange_capacity);
+    snprintf(about, sizeof about, "%s, %s, T = %lld, E = %d, %s, %s gate, %s%s%s%s%s%s", s->shape,
              type_words[s->type], (long long)s->num_tokens, c->num_experts, activation_words[c->activation],
              gate_words[c->gate], skew_words[s->skew], s->cache == COLD ? ", cold" : "",
-             s->launch == GRAPH ? ", graph" : "", part >= 0 ? ", " : "", part >= 0 ? part_names[part] : "");
+             s->launch == GRAPH ? ", graph" : "", ranks, part >= 0 ? ", " : "", part >= 0 ? part_names[part] : "");
     report->sentence[report->sentences][0] = strdup(about);
     report->sentence[report->sentences++][1] = strdup(sentence);
 }

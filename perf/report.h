@@ -17,6 +17,22 @@ typedef struct row {
     double of_floor, of_peak;
 } row_t;
 
+/* A field of a row in the files. */
+enum { MOST_FIELDS = 48 };
+typedef struct field {
+    const char *key, *text; /* text NULL: the number */
+    double number;          /* NaN = not known */
+} field_t;
+
+/* In the table: the axes that vary, and a figure, or "-" where it is not known. */
+void report_axes(const report_t *report, const subject_t *subject);
+void report_cell(FILE *file, double value, const char *format);
+void report_flush(const report_t *report);
+
+/* What was measured; their number. */
+int files_subject(const subject_t *subject, field_t fields[MOST_FIELDS]);
+void files_fields(const report_t *report, const field_t *fields, int count);
+
 /* To the files that there are. */
 void files_begin(const report_t *report, int argc, char **argv);
 void files_row(const report_t *report, const row_t *row);

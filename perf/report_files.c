@@ -7,23 +7,14 @@
 
 /* ---- CSV and JSON: the same fields ---- */
 
-enum { MOST_FIELDS = 48 };
-typedef struct field {
-    const char *key, *text; /* text NULL: the number */
-    double number;          /* NaN = not known */
-} field_t;
-
 static double known(double value)
 {
     return value > 0 ? value : NAN;
 }
 
-static int list_fields(const row_t *r, field_t fields[MOST_FIELDS])
+int files_subject(const subject_t *s, field_t fields[MOST_FIELDS])
 {
-    const subject_t *s = r->subject;
     const cumoe_config_t *c = &s->config;
-    const times_t *t = r->times;
-    const spread_t *dense = &t->ratio[DENSE], *loop = &t->ratio[LOOP];
     const field_t list[] = {
         {"shape", s->shape, 0},
         {"T", NULL, (double)s->num_tokens},
@@ -39,6 +30,17 @@ static int list_fields(const row_t *r, field_t fields[MOST_FIELDS])
         {"skew", skew_words[s->skew], 0},
         {"cache", cache_words[s->cache], 0},
         {"launch", launch_words[s->launch], 0},
+    };
+    memcpy(fields, list, sizeof list);
+    return (int)(sizeof list / sizeof *list);
+}
+
+static int list_fields(const row_t *r, field_t fields[MOST_FIELDS])
+{
+    const times_t *t = r->times;
+    const spread_t *dense = &t->ratio[DENSE], *loop = &t->ratio[LOOP];
+    const int count = files_subject(r->subject, fields);
+    const field_t list[] = {
         {"rows", NULL, (double)r->counts.rows},
         {"experts_with_rows", NULL, (double)r->counts.experts},
         {"most_rows", NULL, (double)r->counts.most},
@@ -65,8 +67,8 @@ static int list_fields(const row_t *r, field_t fields[MOST_FIELDS])
         {"of_loop_max", NULL, known(loop->max)},
         {"error", NULL, r->error},
     };
-    memcpy(fields, list, sizeof list);
-    return (int)(sizeof list / sizeof *list);
+    memcpy(fields + count, list, sizeof list);
+    return count + (int)(sizeof list / sizeof *list);
 }
 
 static void json_string(FILE *file, const char *text)
@@ -195,12 +197,16 @@ void files_begin(const report_t *report, int argc, char **argv)
     for (int i = 0; report->csv && i < count; i++) fprintf(report->csv, "# %s: %s\n", facts[i][0], facts[i][1]);
 }
 
+void files_fields(const report_t *report, const field_t *fields, int count)
+{
+    if (report->json) json_row(report->json, fields, count, report->rows == 0);
+    if (report->csv) csv_row(report->csv, fields, count, report->rows == 0);
+}
+
 void files_row(const report_t *report, const row_t *row)
 {
     field_t fields[MOST_FIELDS];
-    const int count = list_fields(row, fields);
-    if (report->json) json_row(report->json, fields, count, report->rows == 0);
-    if (report->csv) csv_row(report->csv, fields, count, report->rows == 0);
+    files_fields(report, fields, list_fields(row, fields));
 }
 
 void files_sentence(const report_t *report, int number)
