@@ -1,6 +1,6 @@
 #!/bin/sh
 # The suite for the machine at hand, within 5 minutes on a CPU: the layer beside dense products, a loop over experts and
-# what PyTorch makes of it; bf16 and fp16; the stages; time against the number of experts. `make bench` calls it.
+# what PyTorch makes of it; bf16 and fp16; the stages; time against the number of experts; ranks. `make bench` calls it.
 # usage: perf/bench.sh BUILD OUT
 #   BUILD  has cumoe-perf; OUT gets a table, a JSON file of each part, joined.md, and pictures where matplotlib is there
 # PYTHON names the Python that has PyTorch; otherwise build/torch/bin/python or python3. Threads: OMP_NUM_THREADS.
@@ -35,6 +35,7 @@ if [ "$("$program" layer --seconds 0 --tokens 1 --pass forward --json - 2>/dev/n
     part stages stages --shape $models --tokens 64,4096 --dtype bf16,f32 --seconds 60
     part types layer --shape olmoe --tokens 4096 --activation swiglu --dtype f16,tf32,f32 --seconds 20
     part capacity capacity --dtype bf16 --tokens 32768 --seconds 40
+    part exchange exchange --shape olmoe --tokens 4096 --dtype bf16 --ranks 1,2,4 --seconds 30
     shapes=4096/2048/1024/64/8,32768/2048/1024/64/8 device=cuda
 else
     layer='--shape paper-32 --tokens 1,16,256,4096'
@@ -45,6 +46,7 @@ else
     part types layer --shape paper-32 --activation swiglu --dtype bf16,f16 --seconds 15
     part stages stages --shape paper-32 --seconds 12
     part capacity capacity --hidden 64 --intermediate 128 --tokens 4096 --seconds 15
+    part exchange exchange --shape paper-32 --tokens 64,1024 --ranks 1,2 --seconds 15
     shapes=1/512/1024/32/4,16/512/1024/32/4,256/512/1024/32/4,4096/512/1024/32/4 device=cpu
 fi
 

@@ -112,10 +112,14 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 [ -n "$out" ] || { [ -n "$dry" ] && out=$work/out; } || out=$here/results/$(echo "$gpu" | tr 'A-Z ' 'a-z-')
 mkdir -p "$out"
-rm -f "$out/check.json" "$out/stages.json" "$out/layer.json" "$out/capacity.json" "$out/instructions.txt" "$out/report.md"
-cublas=$(python3 -c 'import glob, sysconfig
-print(*glob.glob(sysconfig.get_path("purelib") + "/nvidia/cu[0-9]*/lib")[:1])' 2>/dev/null || true)
-LD_LIBRARY_PATH=$bundle/lib${cublas:+:$cublas}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+rm -f "$out/check.json" "$out/stages.json" "$out/layer.json" "$out/capacity.json" "$out/exchange.json" "$out/nccl.json" \
+    "$out/instructions.txt" "$out/report.md"
+wheel() { # wheel FOLDER: of NVIDIA's Python packages, where its libraries are
+    python3 -c 'import glob, sys, sysconfig
+print(*glob.glob(sysconfig.get_path("purelib") + "/nvidia/" + sys.argv[1] + "/lib")[:1])' "$1" 2>/dev/null || true
+}
+cublas=$(wheel 'cu[0-9]*') nccl=$(wheel nccl)
+LD_LIBRARY_PATH=$bundle/lib${cublas:+:$cublas}${nccl:+:$nccl}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH
 
 # ---- parts ----
@@ -222,6 +226,18 @@ measure layer 90 "layer $tiny --tokens 1,67" layer \
     --shape olmoe --activation relu,swiglu --tokens 1,16,256,4096,32768 --dtype bf16 --seconds 30
 measure capacity 60 "capacity --hidden 8 --intermediate 2 --tokens 5" capacity --tokens 8192 --dtype bf16 --seconds 20
 
+# Ranks: threads that share the GPU, and one over NCCL, where it is installed. The next one with several GPUs has
+# mpirun -n N cumoe-perf exchange --ranks mpi, and torchrun --no-python --nproc-per-node N cumoe-perf exchange --ranks nccl.
+measure exchange 60 "exchange $tiny --tokens 67 --ranks 1,2" exchange \
+    --shape olmoe --tokens 64,4096 --dtype bf16 --ranks 1,2,4 --seconds 20
+has_nccl() { [ -n "$nccl" ] || ldconfig -p 2>/dev/null | grep -q 'libnccl\.so\.2'; }
+if [ -z "$dry" ] && ! has_nccl; then
+    note nccl 'left out: there is no NCCL here' 0 ''
+else
+    measure nccl 40 "exchange $tiny --tokens 67" exchange --shape olmoe --tokens 64,4096 --dtype bf16 --ranks nccl \
+        --exchange-capacity 0,32768 --seconds 10
+fi
+
 # The same bits again: hashes of all that a layer gives, forward and backward.
 instead="cumoe-check --backend cpu --filter $short --filter ward: --json --hash"
 if [ -s "$work/check.lines" ] &&
@@ -278,7 +294,7 @@ fact() { [ -z "$2" ] || printf '| %s | %s |\n' "$1" "$2"; }
     printf '\n| part | outcome | seconds | command |\n|---|---|---:|---|\n'
     cat "$work/parts"
     [ ! -s "$work/failures" ] || { printf '\n## What failed\n' && cat "$work/failures"; }
-    for table in stages layer capacity; do
+    for table in stages layer capacity exchange nccl; do
         [ -s "$work/$table.md" ] || continue
         printf '\n## %s\n\n' $table
         cat "$work/$table.md"

@@ -42,7 +42,7 @@ there report.md '^\| stages \| ok \|'
 there report.md '\| forward \+ backward \|'
 [ ! -x "$build/tests/check/cumoe-check" ] || there report.md '^\| check \| ok \|'
 [ ! -x "$build/tests/check/check_sim" ] || there instructions.txt '^[a-z0-9_]+ [0-9a-f]{16}$'
-for file in stages layer capacity check; do
+for file in stages layer capacity exchange nccl check; do
     [ ! -e "$work/out/$file.json" ] || expect 0 . python3 -m json.tool "$work/out/$file.json"
 done
 
@@ -65,8 +65,9 @@ there report.md '^# NVIDIA H200'
 there report.md '^\| commit \| abc \|'
 there report.md '^\| initcheck \| FAILED: exit status 9 \|'
 there report.md '^leak found'
+there report.md '^\| nccl \| (ok|left out: there is no NCCL here) \|'
 there report.md 'capacity --tokens 8192 .*--commit abc'
-for part in instructions check stages layer capacity repeat memcheck racecheck; do
+for part in instructions check stages layer capacity exchange repeat memcheck racecheck; do
     there report.md "^\| $part \| ok \|"
 done
 there instructions.txt '^# NVIDIA H200, driver some fact, toolkit .*, commit abc'

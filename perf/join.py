@@ -80,6 +80,19 @@ def capacity_table(run):
         yield f"\nNot measured: {about}: {why}"
 
 
+def exchange_table(run):
+    yield "| ranks | T of each | pass | ms | exchange | experts | rest | MB sent by a rank | busbw, GB/s | of link |"
+    yield "|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|"
+    for row in run["exchange"]["rows"]:
+        if row["part"] not in PARTS:
+            continue
+        shares = " | ".join(f"{row[key] / row['ms']:.1%}" for key in ("exchange_ms", "experts_ms", "rest_ms"))
+        sent = 1e-6 * (row["dispatch_to_others"] + row["return_to_others"])
+        busbw = f"{row['busbw']:.3g}" if row["busbw"] > 0 else "-"
+        of_link = f"{row['of_link']:.2f}" if row.get("of_link") else "-"
+        yield f"| {row['ranks']} | {row['T']} | {row['part']} | {row['ms']:.4g} | {shares} | {sent:.4g} | {busbw} | {of_link} |"
+
+
 def facts(run):
     first = next(iter(run.values()))
     row = first["rows"][0]
@@ -102,6 +115,11 @@ def lines(folder):
         row = run["capacity"]["rows"][0]
         yield f"\nMore experts, as many operations: H = {row['H']}, I = {row['I']}, K = {row['K']}, T = {row['T']}\n"
         yield from capacity_table(run)
+    if "exchange" in run and run["exchange"]["rows"]:
+        row = run["exchange"]["rows"][0]
+        ranks = "threads of one process" if row["transport"] == "local" else f"over {row['transport']}"
+        yield f"\nRanks, {ranks}: H = {row['H']}, I = {row['I']}, E = {row['E']}, K = {row['K']}, {row['dtype']}, {row['activation']}\n"
+        yield from exchange_table(run)
     for name, title in PICTURES.items():
         if (pathlib.Path(folder) / f"{name}.svg").exists():
             yield f"\n![{title}]({name}.svg)"

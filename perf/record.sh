@@ -28,7 +28,7 @@ keep() { # keep NAME
     from=$here/../build/bench to=$here/results/$1
     [ -e "$from/layer.json" ] || { echo "record.sh: build/bench has no layer.json: run make bench first" >&2; exit 1; }
     mkdir -p "$to"
-    for name in layer given types stages capacity peers roofline; do
+    for name in layer given types stages capacity exchange peers roofline; do
         rm -f "$to/$name.json" "$to/$name.svg"
         [ ! -e "$from/$name.json" ] || cp "$from/$name.json" "$to/"
     done

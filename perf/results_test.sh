@@ -45,6 +45,7 @@ small='--hidden 16 --intermediate 8 --experts 4 --top-k 2 --backend cpu --second
     "$program" stages $small --json "$run/stages.json" >"$work/said" || bad=1
     "$program" capacity --hidden 4 --intermediate 2 --experts 4,8 --tokens 9 --backend cpu --seconds 1 \
         --json "$run/capacity.json" >"$work/said" || bad=1
+    "$program" exchange $small --tokens 9 --ranks 1,2 --json "$run/exchange.json" >"$work/said" || bad=1
 }
 peer='{"T": 3, "H": 16, "I": 8, "E": 4, "K": 2, "dtype": "f32", "activation": "relu", "routing": "given", "part": "forward"'
 cat >"$run/peers.json" <<END
@@ -53,6 +54,7 @@ cat >"$run/peers.json" <<END
 END
 expect 0 '^\| f32 \| relu \| 3 \| forward \|.*\| 1\.50 \|$' "$here/join.py" "$run"
 expect 0 '^\| 8 \| noisy-topk \| ' "$here/join.py" "$run"
+expect 0 '^\| 2 \| 9 \| forward \+ backward \|' "$here/join.py" "$run"
 expect 1 'joined.md: is not of the results' "$here/join.py" --check "$run"
 "$here/join.py" "$run" >"$run/joined.md"
 expect 0 '' "$here/join.py" --check "$run"
@@ -106,8 +108,11 @@ elif [ -x "$(command -v "$python")" ]; then
 fi
 
 # README.md names every field; the peers' shapes are those of cumoe-perf.
-"$program" combine --hidden 8 --intermediate 8 --experts 4 --tokens 2 --backend cpu --seconds 0 --csv - | grep -v '^#' |
-    head -n 1 | tr ',' '\n' >"$work/fields"
+for command in combine 'exchange --ranks 2'; do
+    # shellcheck disable=SC2086 # words
+    "$program" $command --hidden 8 --intermediate 8 --experts 4 --tokens 2 --backend cpu --seconds 0 --csv - | grep -v '^#' |
+        head -n 1 | tr ',' '\n'
+done >"$work/fields"
 while read -r field; do
     grep -q "\`$field\`" "$here/README.md" || { echo "README.md does not explain the field $field"; bad=1; }
 done <"$work/fields"
