@@ -34,7 +34,7 @@ static void table_row(const report_t *report, const subject_t *subject, const ex
     const double all = s->layer->seconds.median, parts[] = {s->exchange, s->experts, s->rest};
     report_axes(report, subject);
     fprintf(f, "| %s | %.4g |", s->part, 1e6 * all);
-    for (int i = 0; i < 3; i++) fprintf(f, " %.4g (%.0f %%) |", 1e6 * parts[i], 100 * parts[i] / all);
+    for (int i = 0; i < 3; i++) fprintf(f, " %.4g (%.1f %%) |", 1e6 * parts[i], 100 * parts[i] / all);
     const double *const bytes[] = {e->dispatched, e->returned};
     for (int i = 0; i < 2; i++)
         fprintf(f, " %.4g + %.4g |", 1e-6 * s->passes * bytes[i][0], 1e-6 * s->passes * bytes[i][1]);
