@@ -25,10 +25,10 @@
  * Exact, with config.exchange_capacity = 0: cumoe_ep_plan() runs the gate, exchanges counts, waits once, and says
  * how large the buffers of this call must be.
  *
- * Exchange and products overlap in chunks: config.exchange_chunks = n cuts the experts of each rank into n runs, and
- * while the rows of one are computed, those of the next and results of the one before travel, on a stream of the
- * layer's own that the caller's waits for. Bits are the same for any n. With a capacity, a chunk has room for C / n
- * rows, rounded up, and it is there that rows beyond are dropped. 0 chooses: 2 on GPUs with several ranks and
+ * Exchange and products overlap in chunks: config.exchange_chunks = n cuts the experts of each rank into n runs,
+ * and while the rows of one are computed, those of the next and results of the one before travel, on a stream of
+ * the layer's own that the caller's waits for. Bits are the same for any n. With a capacity, a chunk has room for C
+ * / n rows, rounded up, and it is there that rows beyond are dropped. 0 chooses: 2 on GPUs with several ranks and
  * without a capacity, else 1. On the CPU nothing overlaps.
  *
  * A rank that fails, stalls or calls something else is reported as CUMOE_COMM_ERROR within the timeout, on every
