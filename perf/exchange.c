@@ -171,8 +171,9 @@ static void count_traffic(share_t *s)
     s->layer.forward.chosen_expert = NULL;
     hear_counts(s);
     if (subject->config.exchange_capacity == 0) return;
+    const int32_t chunks = subject->config.exchange_chunks > 0 ? subject->config.exchange_chunks : 1;
     s->padded = host_counts(s);
-    for (int32_t r = 0; r < s->rank->count; r++) s->padded[r] = subject->config.exchange_capacity;
+    for (int32_t r = 0; r < s->rank->count; r++) s->padded[r] = chunks * room_of_chunk(&subject->config);
 }
 
 static int64_t sum_of(const share_t *s, const int64_t *counts)
@@ -237,7 +238,7 @@ static void new_experts(share_t *s)
     c->num_experts = s->first[s->rank->number + 1] - s->first[s->rank->number];
     c->top_k = 1;
     c->num_groups = c->top_k_groups = 0;
-    c->exchange_capacity = 0;
+    c->exchange_capacity = c->exchange_chunks = 0;
     c->max_threads = s->rank->device.threads;
     subject.num_tokens = rows > 0 ? rows : 1;
     s->experts.weights = lend(s->layer.weights);

@@ -75,7 +75,7 @@ static bool run_whole(share_t *s, run_t *whole, memory_t *m, char unchecked[200]
     const int64_t T = subject->num_tokens * s->rank->count;
     cumoe_config_t config = subject->config;
     cumoe_cost_t cost = {.struct_size = sizeof cost};
-    config.exchange_capacity = 0;
+    config.exchange_capacity = config.exchange_chunks = 0;
     config.max_threads = 0; /* the other ranks wait */
     size_t workspace_size, saved_size;
     if (T * config.top_k >= INT32_MAX || cumoe_config_cost(&config, T, 1, 1, &cost) != CUMOE_SUCCESS) {

@@ -54,6 +54,7 @@ static void write_fields(report_t *report, const subject_t *subject, const char 
         {"transport", transport, 0},
         {"ranks", NULL, subject->num_ranks},
         {"exchange_capacity", NULL, (double)subject->config.exchange_capacity},
+        {"exchange_chunks", NULL, subject->config.exchange_chunks},
         {"rows", NULL, (double)e->rows},
         {"most_rows", NULL, (double)e->most_rows},
         {"dropped", NULL, (double)e->dropped},

@@ -18,11 +18,18 @@ static void sort_slots(const int32_t *chosen, int64_t slots, int32_t E, int64_t 
     offset[0] = 0;
 }
 
+int64_t room_of_chunk(const cumoe_config_t *c)
+{
+    const int32_t chunks = c->exchange_chunks > 0 ? c->exchange_chunks : 1;
+    return (c->exchange_capacity + chunks - 1) / chunks;
+}
+
 void rows_list(share_t *s, const int32_t *chosen, traffic_t *traffic, int64_t *dropped, unsigned char *incomplete,
                int32_t *expert)
 {
     const cumoe_config_t *c = &s->subject->config;
-    const int64_t K = c->top_k, T = s->subject->num_tokens, C = c->exchange_capacity;
+    const int64_t K = c->top_k, T = s->subject->num_tokens, C = room_of_chunk(c);
+    const int32_t chunks = c->exchange_chunks > 0 ? c->exchange_chunks : 1;
     int64_t *offset = malloc(((size_t)c->num_experts + 1) * sizeof *offset);
     int64_t *slot = malloc((size_t)(T * K + 1) * sizeof *slot);
     int32_t *last = malloc((size_t)(T + 1) * sizeof *last); /* the last rank that a token goes to */
@@ -32,22 +39,26 @@ void rows_list(share_t *s, const int32_t *chosen, traffic_t *traffic, int64_t *d
     memset(incomplete, 0, (size_t)T);
     *dropped = traffic->num_rows = traffic->num_tokens = 0;
     for (int32_t r = 0; r < s->rank->count; r++) {
-        const int64_t begin = offset[s->first[r]], end = offset[s->first[r + 1]];
-        const int64_t room = C > 0 && end - begin > C ? begin + C : end;
-        traffic->rows[r] = room - begin;
-        traffic->tokens[r] = 0;
-        for (int64_t i = begin; i < end; i++) {
-            const int64_t t = slot[i] / K;
-            if (i < room) {
-                traffic->tokens[r] += last[t] != r;
-                last[t] = r;
-                if (expert) expert[traffic->num_rows + i - begin] = chosen[slot[i]] - s->first[r];
-            } else {
-                incomplete[t] = 1;
-                ++*dropped;
+        const int64_t own = s->first[r + 1] - s->first[r];
+        traffic->rows[r] = traffic->tokens[r] = 0;
+        for (int32_t chunk = 0; chunk < chunks; chunk++) {
+            const int64_t begin = offset[s->first[r] + own * chunk / chunks],
+                          end = offset[s->first[r] + own * (chunk + 1) / chunks];
+            const int64_t room = C > 0 && end - begin > C ? begin + C : end;
+            for (int64_t i = begin; i < end; i++) {
+                const int64_t t = slot[i] / K;
+                if (i < room) {
+                    traffic->tokens[r] += last[t] != r;
+                    last[t] = r;
+                    if (expert) expert[traffic->num_rows + i - begin] = chosen[slot[i]] - s->first[r];
+                } else {
+                    incomplete[t] = 1;
+                    ++*dropped;
+                }
             }
+            traffic->rows[r] += room - begin;
+            traffic->num_rows += room - begin;
         }
-        traffic->num_rows += traffic->rows[r];
         traffic->num_tokens += traffic->tokens[r];
     }
     free(offset);

@@ -25,7 +25,8 @@ data = json.load(open(sys.argv[1]))
 assert len(data["rows"]) == int(sys.argv[2]), f"{len(data['rows'])} rows"
 assert not data["not_measured"], data["not_measured"]
 for row in data["rows"]:
-    W, T, K, C = row["ranks"], row["T"], row["K"], row["exchange_capacity"]
+    W, T, K, n = row["ranks"], row["T"], row["K"], row["exchange_chunks"] or 1
+    C = -(-row["exchange_capacity"] // n) * n
     token = row["H"] * (4 if row["dtype"] == "f32" else 2) * (2 if row["part"] == "forward + backward" else 1)
     assert row["same_bits"] == 1 and row["rows"] + row["dropped"] == W * T * K, row
     assert row["rows"] / W <= row["most_rows"] <= row["rows"], row
@@ -68,6 +69,7 @@ small='--hidden 24 --intermediate 16 --experts 9 --top-k 2 --tokens 31'
 # shellcheck disable=SC2086 # options are words
 {
     measures 54 $small --ranks 1,2,4 --skew uniform,zipf,one --exchange-capacity 0,9
+    measures 24 $small --ranks 1,3 --skew uniform,zipf --exchange-capacity 0,10 --exchange-chunks 0,2,3 --pass forward
     measures 24 $small --ranks 2,3 --dtype bf16 --gate softmax,external,hierarchical,sigmoid-topk
     measures 6 $small --ranks 3 --bias --activation swiglu --dtype f16,f32
     measures 1 $small --ranks 2 --pass forward
@@ -83,6 +85,8 @@ small='--hidden 24 --intermediate 16 --experts 9 --top-k 2 --tokens 31'
     says 2 '--ranks 10: there are no more than 9 experts to share' exchange $small --ranks 2,10
     says 2 '--ranks 4: there are no more than 3 groups of experts' exchange $small --gate hierarchical --ranks 4
     says 2 '--exchange-capacity 2147483647: times 2 ranks' exchange $small --ranks 2 --exchange-capacity 2147483647
+    says 2 '--exchange-chunks 4: one of 3 ranks has 3 experts' exchange $small --ranks 3 --exchange-chunks 4
+    says 2 '--exchange-chunks: is for the command' stages --exchange-chunks 2
     says 2 '--link fast: must be GB/s' exchange --link fast
     says 2 '--link 0: must be GB/s' exchange --link 0
     says 2 '--cache cold: ' exchange --cache cold

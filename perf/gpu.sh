@@ -234,8 +234,8 @@ has_nccl() { [ -n "$nccl" ] || ldconfig -p 2>/dev/null | grep -q 'libnccl\.so\.2
 if [ -z "$dry" ] && ! has_nccl; then
     note nccl 'left out: there is no NCCL here' 0 ''
 else
-    measure nccl 40 "exchange $tiny --tokens 67" exchange --shape olmoe --tokens 64,4096 --dtype bf16 --ranks nccl \
-        --exchange-capacity 0,32768 --seconds 10
+    measure nccl 60 "exchange $tiny --tokens 67" exchange --shape olmoe --tokens 64,4096 --dtype bf16 --ranks nccl \
+        --exchange-capacity 0,32768 --exchange-chunks 1,2,4 --seconds 15
 fi
 
 # The same bits again: hashes of all that a layer gives, forward and backward.

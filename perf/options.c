@@ -91,11 +91,13 @@ static void choose_ranks(const program_t *program, options_t *o, const char *lin
         const char *needless = o->ranks                           ? "--ranks"
                                : link                             ? "--link"
                                : o->axis[AXIS_CAPACITY].count > 0 ? "--exchange-capacity"
+                               : o->axis[AXIS_CHUNKS].count > 0   ? "--exchange-chunks"
                                                                   : NULL;
         if (needless) command_line_fail(program, needless, NULL, "is for the command exchange alone");
         return;
     }
     if (o->axis[AXIS_CAPACITY].count == 0) o->axis[AXIS_CAPACITY].count = 1; /* 0: exact */
+    if (o->axis[AXIS_CHUNKS].count == 0) o->axis[AXIS_CHUNKS].count = 1;     /* 0: chosen */
     if (o->axis[AXIS_CACHE].value[0] != WARM || o->axis[AXIS_CACHE].count > 1)
         command_line_fail(program, "--cache", "cold", "caches are as the last call left them in exchange");
     if (o->axis[AXIS_LAUNCH].value[0] != CALL || o->axis[AXIS_LAUNCH].count > 1)
@@ -160,6 +162,8 @@ options_t options_read(int argc, char **argv)
          .string = &o.ranks},
         {"exchange-capacity", "exchange: rows from each rank to each, 0: as many as there are",
          .number = o.axis[AXIS_CAPACITY].value, .min = 0, .max = INT_MAX, AXIS(CAPACITY)},
+        {"exchange-chunks", "exchange: parts of it that overlap with the products, 0: chosen",
+         .number = o.axis[AXIS_CHUNKS].value, .min = 0, .max = CUMOE_MAX_CHUNKS, AXIS(CHUNKS)},
         {"link", "exchange: GB/s to compare with, in place of those of a large exchange", .string = &link},
         {"hidden", "H, in place of the shape's", .number = &o.hidden, .min = 1, .max = CUMOE_MAX_WIDTH},
         {"intermediate", "I, in place of the shape's", .number = &o.intermediate, .min = 1, .max = CUMOE_MAX_WIDTH},
@@ -249,13 +253,18 @@ static void demand_ranks(const subject_t *s)
     if (wide)
         fprintf(stderr, "cumoe-perf: --exchange-capacity %lld: times %d ranks it must be below 2^31\n",
                 (long long)c->exchange_capacity, s->num_ranks);
-    if (many || wide) exit(2);
+    const int32_t least = s->num_ranks > 0 && !many ? most / s->num_ranks * (c->num_experts / most) : INT32_MAX;
+    if (c->exchange_chunks > least)
+        fprintf(stderr, "cumoe-perf: --exchange-chunks %d: one of %d ranks has %d experts\n", c->exchange_chunks,
+                s->num_ranks, least);
+    if (many || wide || c->exchange_chunks > least) exit(2);
 }
 
 subject_t options_subject(const options_t *o, int number)
 {
     subject_t s = {.parts = o->parts};
     cumoe_config_t *c = &s.config;
+    const int chunks = take(&o->axis[AXIS_CHUNKS], &number, 0);
     const int64_t capacity = take(&o->axis[AXIS_CAPACITY], &number, 0);
     s.num_ranks = take(&o->axis[AXIS_RANKS], &number, 0);
     s.launch = take(&o->axis[AXIS_LAUNCH], &number, CALL);
@@ -282,6 +291,7 @@ subject_t options_subject(const options_t *o, int number)
     c->expert_bias = o->bias || m->bias;
     c->max_threads = o->threads;
     c->exchange_capacity = capacity;
+    c->exchange_chunks = chunks;
     demand_ranks(&s);
     cumoe_cost_t cost = {.struct_size = sizeof cost};
     demand(cumoe_config_cost(c, s.num_tokens, 1, 1, &cost));

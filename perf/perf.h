@@ -42,6 +42,7 @@ enum {
     AXIS_LAUNCH,
     AXIS_RANKS,    /* of exchange alone, */
     AXIS_CAPACITY, /* as this */
+    AXIS_CHUNKS,   /* and this */
     AXES
 };
 enum { UNIFORM, ZIPF, ONE };

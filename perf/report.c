@@ -39,9 +39,9 @@ static row_t row_of(const report_t *report, const bench_t *bench, int contestant
 
 static const struct axis_name {
     const char *title, *align;
-} axis_names[AXES] = {{"shape", "---"},      {"T", "---:"},     {"E", "---:"},       {"type", "---"},
-                      {"activation", "---"}, {"gate", "---"},   {"skew", "---"},     {"cache", "---"},
-                      {"launch", "---"},     {"ranks", "---:"}, {"capacity", "---:"}};
+} axis_names[AXES] = {{"shape", "---"},      {"T", "---:"},     {"E", "---:"},        {"type", "---"},
+                      {"activation", "---"}, {"gate", "---"},   {"skew", "---"},      {"cache", "---"},
+                      {"launch", "---"},     {"ranks", "---:"}, {"capacity", "---:"}, {"chunks", "---:"}};
 
 static const char *axis_value(const subject_t *s, int axis, char text[48])
 {
@@ -49,7 +49,8 @@ static const char *axis_value(const subject_t *s, int axis, char text[48])
     const long long numbers[AXES] = {[AXIS_TOKENS] = s->num_tokens,
                                      [AXIS_EXPERTS] = c->num_experts,
                                      [AXIS_RANKS] = s->num_ranks,
-                                     [AXIS_CAPACITY] = c->exchange_capacity};
+                                     [AXIS_CAPACITY] = c->exchange_capacity,
+                                     [AXIS_CHUNKS] = c->exchange_chunks};
     const char *const words[AXES] = {[AXIS_SHAPE] = s->shape,
                                      [AXIS_TYPE] = type_words[s->type],
                                      [AXIS_ACTIVATION] = activation_words[c->activation],
@@ -59,6 +60,7 @@ static const char *axis_value(const subject_t *s, int axis, char text[48])
                                      [AXIS_LAUNCH] = launch_words[s->launch]};
     if (words[axis]) return words[axis];
     if (axis == AXIS_CAPACITY && numbers[axis] == 0) return "exact";
+    if (axis == AXIS_CHUNKS && numbers[axis] == 0) return "chosen";
     snprintf(text, 48, "%lld", numbers[axis]);
     return text;
 }
@@ -78,7 +80,7 @@ static void print_constants(const report_t *report, const subject_t *s)
     for (int axis = AXIS_TOKENS; axis < AXES; axis++) {
         const bool of_shape = axis == AXIS_EXPERTS || axis == AXIS_ACTIVATION || axis == AXIS_GATE;
         if (report->varies[axis] || (of_shape && report->varies[AXIS_SHAPE])) continue;
-        if ((axis == AXIS_RANKS || axis == AXIS_CAPACITY) && !report->exchange) continue;
+        if (axis >= AXIS_RANKS && !report->exchange) continue;
         fprintf(f, "%s%s%s%s", comma, before[axis], axis_value(s, axis, text), behind[axis]);
         comma = ", ";
     }
@@ -203,11 +205,12 @@ void report_rows(report_t *report, const bench_t *bench, double error, times_t t
 
 void report_sentence(report_t *report, const subject_t *s, int part, const char *sentence)
 {
-    char about[300], ranks[60] = "";
+    char about[300], ranks[80] = "";
     const cumoe_config_t *c = &s->config;
     if (report->sentences == MOST_SENTENCES) return;
     if (s->num_ranks)
-        snprintf(ranks, sizeof ranks, ", ranks %d, capacity %lld", s->num_ranks, (long long)c->exchange_capacity);
+        snprintf(ranks, sizeof ranks, ", ranks %d, capacity %lld, chunks %d", s->num_ranks,
+                 (long long)c->exchange_capacity, c->exchange_chunks);
     snprintf(about, sizeof about, "%s, %s, T = %lld, E = %d, %s, %s gate, %s%s%s%s%s%s", s->shape,
              type_words[s->type], (long long)s->num_tokens, c->num_experts, activation_words[c->activation],
              gate_words[c->gate], skew_words[s->skew], s->cache == COLD ? ", cold" : "",

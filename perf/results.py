@@ -9,7 +9,7 @@ FORMAT = 2
 PROGRAMS = ("cumoe-perf", "peers")
 NAMES = ("layer", "given", "types", "stages", "capacity", "exchange", "peers")  # of the files that perf/bench.sh leaves in a folder
 WHAT = ("shape", "T", "H", "I", "E", "K", "dtype", "activation", "gate", "routing", "skew", "cache", "launch",
-        "transport", "ranks", "exchange_capacity", "contestant", "part")  # together these name a row; some files lack some
+        "transport", "ranks", "exchange_capacity", "exchange_chunks", "contestant", "part")  # together these name a row; some files lack some
 
 
 class Bad(Exception):
