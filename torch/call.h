@@ -1,9 +1,10 @@
-// What the operators have in common: a configuration out of numbers, arrays as the C interface takes them, and all
-// that forward and backward know of a call.
+// What the operators have in common: a configuration out of numbers, and all that forward and backward know of a
+// call.
 #ifndef CUMOE_TORCH_CALL_H
 #define CUMOE_TORCH_CALL_H
 
-#include "tensors.h"
+#include "ranks.h"
+#include "weights.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,37 +13,6 @@
 
 namespace cumoe_torch
 {
-
-// In the order of the operators' arguments.
-enum {
-    W_GATE,
-    W_NOISE,
-    W_GATE_PRIMARY,
-    W_NOISE_PRIMARY,
-    THRESHOLDS,
-    GATE_BIAS,
-    W_UP,
-    W_GLU,
-    W_DOWN,
-    B_UP,
-    B_GLU,
-    B_DOWN,
-    NUM_ARRAYS
-};
-const char *const array_names[NUM_ARRAYS] = {"w_gate",     "w_noise",   "w_gate_primary", "w_noise_primary",
-                                             "thresholds", "gate_bias", "w_up",           "w_glu",
-                                             "w_down",     "b_up",      "b_glu",          "b_down"};
-using Arrays = Maybe[NUM_ARRAYS];
-
-inline bool is_matrix(int array)
-{
-    return array == W_UP || array == W_GLU || array == W_DOWN;
-}
-
-inline bool is_gate(int array)
-{
-    return array <= GATE_BIAS;
-}
 
 // config.py: Config.numbers. One list of floats, as each list costs half a microsecond a call.
 enum {
@@ -63,11 +33,15 @@ enum {
     SWIGLU_OFFSET,
     NOISE_EPSILON,
     SAVED_LAYOUT, // not read: makes traced graphs those of one library
+    RANKS,        // number of a group, 0 = none
+    NUM_EXPERTS,  // read with ranks alone: arrays have the experts of one
+    EXCHANGE_CAPACITY,
+    PLAN, // number of the plan of this call, 0 = none
     NUM_NUMBERS
 };
 
 struct Sizes {
-    int64_t hidden, intermediate, experts;
+    int64_t hidden, intermediate, experts; // all experts
     bool bias;
 };
 
@@ -98,9 +72,21 @@ inline cumoe_config_t default_config()
     return config;
 }
 
-inline cumoe_config_t make_config(const Reals &numbers, const Sizes &sizes, ScalarType type)
+inline void check_length(const Reals &numbers)
 {
     if (numbers.size() != NUM_NUMBERS) fail("cumoe: a configuration of another version of the Python files");
+}
+
+// The group of a configuration; NULL = none.
+inline std::shared_ptr<Group> group_of(const Reals &numbers)
+{
+    check_length(numbers);
+    return numbers[RANKS] == 0 ? nullptr : find_group(static_cast<int64_t>(numbers[RANKS]));
+}
+
+inline cumoe_config_t make_config(const Reals &numbers, const Sizes &sizes, ScalarType type, const Group *group)
+{
+    check_length(numbers);
     cumoe_config_t config = default_config();
     config.hidden_size = to_int32(sizes.hidden, "hidden_size");
     config.intermediate_size = to_int32(sizes.intermediate, "intermediate_size");
@@ -122,70 +108,10 @@ inline cumoe_config_t make_config(const Reals &numbers, const Sizes &sizes, Scal
     config.swiglu_alpha = static_cast<float>(numbers[SWIGLU_ALPHA]);
     config.swiglu_offset = static_cast<float>(numbers[SWIGLU_OFFSET]);
     config.noise_epsilon = static_cast<float>(numbers[NOISE_EPSILON]);
+    config.ep = group ? group->ep : nullptr;
+    config.exchange_capacity = to_integer<int32_t>(numbers[EXCHANGE_CAPACITY], "exchange_capacity");
     return config;
 }
-
-// The strides of an expert matrix or its gradient, in the words of cumoe_weights_t. Where an index has one value
-// alone its stride means nothing, and 0 says so.
-inline void set_strides(const Tensor &tensor, const char *name, int64_t *expert, int64_t *row, int64_t *column)
-{
-    int64_t *const strides[] = {expert, row, column};
-    for (int i = 0; i < 3; i++) {
-        *strides[i] = tensor.size(i) > 1 ? tensor.stride(i) : 0;
-        if (tensor.size(i) > 1 && *strides[i] == 0)
-            fail(std::string("cumoe: ") + name + " is expanded (a stride is 0), but must have elements of its own");
-    }
-}
-
-// The arrays of a layer, or of its gradients, as the C interface takes them. What had to be copied lives in `kept`.
-struct Weights {
-    cumoe_weights_t c;
-    std::vector<Tensor> kept;
-
-    Weights(const Arrays &arrays, ScalarType type, cumoe_glu_placement_t glu, const Device &device)
-        : of_experts(device.is_cuda() ? 16 : element_size(type))
-    {
-        std::memset(&c, 0, sizeof c);
-        c.struct_size = sizeof c;
-        c.dtype = dtype_of(type, "x");
-        c.glu = glu;
-        void **const pointers[NUM_ARRAYS] = {&c.w_gate,     &c.w_noise,   &c.w_gate_primary, &c.w_noise_primary,
-                                             &c.thresholds, &c.gate_bias, &c.w_up,           &c.w_glu,
-                                             &c.w_down,     &c.b_up,      &c.b_glu,          &c.b_down};
-        for (int i : {W_UP, W_GLU}) copy_up = copy_up || (arrays[i] && !is_aligned(*arrays[i], of_experts));
-        for (int i = 0; i < NUM_ARRAYS; i++)
-            if (arrays[i]) *pointers[i] = address(is_matrix(i) ? matrix(i, *arrays[i]) : plain(i, *arrays[i]));
-    }
-
-  private:
-    const size_t of_experts; // their alignment: on the CPU a file may be mapped
-    bool copy_up = false;
-
-    const Tensor &plain(int array, const Tensor &tensor)
-    {
-        kept.push_back(dense(tensor, is_gate(array) ? 16 : of_experts));
-        return kept.back();
-    }
-
-    // w_up and w_glu, which have strides in common, are copied together: the copy of a view that has gaps has none.
-    const Tensor &matrix(int array, const Tensor &given)
-    {
-        const bool copied = array == W_DOWN ? !is_aligned(given, of_experts) : copy_up;
-        kept.push_back(copied ? copied_to(make_like(given), given) : given);
-        const Tensor &tensor = kept.back();
-        int64_t expert = 0, row = 0, column = 0;
-        set_strides(tensor, array_names[array], &expert, &row, &column);
-        if (array == W_DOWN) {
-            c.down_expert_stride = expert, c.down_row_stride = row, c.down_col_stride = column;
-        } else if (array == W_GLU && c.w_up &&
-                   (expert != c.up_expert_stride || row != c.up_row_stride || column != c.up_col_stride)) {
-            fail("cumoe: w_glu has other strides than w_up");
-        } else {
-            c.up_expert_stride = expert, c.up_row_stride = row, c.up_col_stride = column;
-        }
-        return tensor;
-    }
-};
 
 // What forward keeps for backward, in bytes: base + per_token * max(0, T - from). Fewer tokens than `from` have no
 // more rows in a BALANCED layer (cumoe_layer_max_rows()), and base is for as many rows.
@@ -204,12 +130,23 @@ struct SavedBound {
     }
 };
 
+// A configuration without arrays. `sizes`: hidden, intermediate, experts, bias. `type`: a cumoe_dtype_t.
+inline cumoe_config_t bare_config(const Reals &numbers, const Ints &sizes, int64_t type, const Group *group)
+{
+    const ScalarType types[] = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half};
+    if (sizes.size() != 4 || type < CUMOE_F64 || type > CUMOE_F16)
+        fail("cumoe: a configuration of another version of the Python files");
+    return make_config(numbers, {sizes[0], sizes[1], sizes[2], sizes[3] != 0}, types[type - CUMOE_F64], group);
+}
+
 // What forward and backward have in common.
 struct Call {
     Device device;
     DeviceGuard guard;
     ScalarType type, gate;
-    int64_t tokens;
+    int64_t tokens, own_experts; // those that the arrays have
+    std::shared_ptr<Group> group;
+    std::shared_ptr<Plan> plan; // goes before its group
     cumoe_glu_placement_t glu;
     Sizes sizes;
     cumoe_config_t config;
@@ -231,15 +168,18 @@ struct Call {
             fail("cumoe: w_down has " + std::to_string(down.dim()) + " dimensions, but must have 3: [experts, " +
                  "hidden, intermediate]");
         tokens = x_given.size(0);
-        sizes = {x_given.size(1), down.size(2), down.size(0), arrays[B_DOWN].has_value()};
-        config = make_config(numbers, sizes, type);
+        group = group_of(numbers);
+        own_experts = down.size(0);
+        sizes = {x_given.size(1), down.size(2), group ? to_int32(numbers[NUM_EXPERTS], "num_experts") : own_experts,
+                 arrays[B_DOWN].has_value()};
+        config = make_config(numbers, sizes, type, group.get());
         if (config.activation == CUMOE_ACTIVATION_IDENTITY && sizes.intermediate != sizes.hidden)
             fail("cumoe: w_down has shape " + shape_text(size_of(down)) +
                  ", but with identity must be [experts, hidden, hidden]");
         if (!device.is_cuda()) config.max_threads = static_cast<int32_t>(torch::stable::get_num_threads());
         glu = static_cast<cumoe_glu_placement_t>(to_int32(numbers[GLU], "glu"));
         check_arrays(arrays);
-        layer = find_layer(device, config);
+        layer = group ? layer_of_group(numbers) : find_layer(device, config);
         stream = current_stream(device);
         x = rows_of(x_given);
     }
@@ -263,20 +203,43 @@ struct Call {
                  ", but must be " + torch::headeronly::toString(wanted));
     }
 
+    // With a plan, both are what it found.
     size_t saved_size() const
     {
+        if (plan) return plan->sizes.saved_size;
+        if (group) {
+            size_t workspace, saved;
+            check(cumoe_layer_buffer_sizes(layer, tokens, &workspace, &saved));
+            return saved;
+        }
         const SavedBound bound(layer, config);
         return static_cast<size_t>(bound.base + bound.per_token * std::max<int64_t>(0, tokens - bound.from));
     }
 
     size_t workspace_size(bool with_saved) const
     {
+        if (plan) return plan->sizes.workspace_size;
         size_t workspace, saved;
         check(cumoe_layer_buffer_sizes(layer, tokens, &workspace, with_saved ? &saved : nullptr));
         return workspace;
     }
 
   private:
+    const cumoe_layer_t *layer_of_group(const Reals &numbers)
+    {
+        if (!(device == group->device))
+            fail("cumoe: x is on " + device.name() + ", but the group of ranks is of " + group->device.name());
+        const cumoe_layer_t *found = group->layer(config);
+        int32_t first, count;
+        check(cumoe_layer_experts_of_rank(found, cumoe_ep_rank(group->ep), &first, &count));
+        if (own_experts != count)
+            fail("cumoe: w_down has " + std::to_string(own_experts) + " experts, but this rank has " +
+                 std::to_string(count) + " of " + std::to_string(sizes.experts) + ", from " +
+                 std::to_string(first) + " on");
+        if (numbers[PLAN] != 0) plan = group->plan(static_cast<int64_t>(numbers[PLAN]), found);
+        return found;
+    }
+
     Tensor converted_gate(const Tensor &tensor, const char *name) const
     {
         switch (tensor.scalar_type()) {
@@ -296,9 +259,10 @@ struct Call {
     void check_arrays(Arrays &arrays) const
     {
         const int64_t E = sizes.experts, H = sizes.hidden, I = sizes.intermediate, G = config.num_groups;
+        const int64_t own = own_experts;
         const int64_t up = glu == CUMOE_GLU_SEPARATE ? I : 2 * I;
-        const Ints shapes[NUM_ARRAYS] = {{E, H},     {E, H},    {G, H},    {G, H},  {E},    {E},
-                                         {E, up, H}, {E, I, H}, {E, H, I}, {E, up}, {E, I}, {E, H}};
+        const Ints shapes[NUM_ARRAYS] = {{E, H},       {E, H},      {G, H},      {G, H},    {E},      {E},
+                                         {own, up, H}, {own, I, H}, {own, H, I}, {own, up}, {own, I}, {own, H}};
         for (int i = 0; i < NUM_ARRAYS; i++) {
             if (!arrays[i]) continue;
             const char *name = array_names[i];
@@ -314,22 +278,23 @@ struct Call {
     }
 };
 
-// Seed and offset of the noise, or all four numbers of cumoe_call_t, on the device. Two become four there: the
-// first token is 0, and more tokens than there can be are live.
+// Seed and offset of the noise, or the first three or all four numbers of cumoe_call_t, on the device. They become
+// four there: the first token is 0, and more tokens than there can be are live.
 inline Tensor call_numbers(const Call &call, const Tensor &given)
 {
     call.expect_device(given, "call");
     const int64_t count = given.numel();
-    if (given.scalar_type() != ScalarType::Long || (count != 2 && count != 4))
-        fail("cumoe: call must be int64 with 2 elements (seed, offset) or 4 (seed, offset, first token, live "
-             "tokens)");
+    if (given.scalar_type() != ScalarType::Long || count < 2 || count > 4)
+        fail("cumoe: call must be int64 with 2 elements (seed, offset), 3 (seed, offset, first token) or 4 (seed, "
+             "offset, first token, live tokens)");
     if (count == 4) return dense(given);
     const cumoe_handle_t *handle = find_handle(call.device);
     Tensor made = make({4}, ScalarType::Long, call.device);
     char *const to = static_cast<char *>(made.data_ptr());
     const Tensor from = dense(given);
-    check(cumoe_memory_copy(handle, to, from.data_ptr(), 16, CUMOE_COPY_ON_DEVICE, call.stream));
-    check(cumoe_memory_set(handle, to + 16, 0, 8, call.stream));
+    const size_t size = static_cast<size_t>(count) * 8;
+    check(cumoe_memory_copy(handle, to, from.data_ptr(), size, CUMOE_COPY_ON_DEVICE, call.stream));
+    check(cumoe_memory_set(handle, to + 16, 0, 24 - size, call.stream));
     check(cumoe_memory_set(handle, to + 24, 0x7f, 8, call.stream));
     return made;
 }

@@ -12,8 +12,7 @@ using namespace cumoe_torch;
 namespace
 {
 
-cumoe_forward_args_t forward_args(const Call &call, const Weights &weights, const Tensor &y, const Tensor &saved,
-                                  const Tensor &workspace)
+cumoe_forward_args_t forward_args(const Call &call, const Weights &weights, const Tensor &y)
 {
     cumoe_forward_args_t args = {};
     args.struct_size = sizeof args;
@@ -22,13 +21,49 @@ cumoe_forward_args_t forward_args(const Call &call, const Weights &weights, cons
     args.x = address(call.x->tensor);
     args.x_stride = call.x->stride;
     args.y = address(y);
+    return args;
+}
+
+// Where all ranks tell each other how many rows will come: how large the buffers of the call are.
+void make_plan(const Call &call, cumoe_forward_args_t args)
+{
+    size_t workspace_size, routing_size;
+    check(cumoe_layer_buffer_sizes(call.layer, call.tokens, &workspace_size, nullptr));
+    check(cumoe_ep_routing_size(call.layer, call.tokens, &routing_size));
+    const Tensor workspace = call.scratch(workspace_size);
+    call.plan->routing = call.scratch(routing_size);
+    args.workspace = address(workspace);
+    args.workspace_size = workspace_size;
+    args.routing = address(*call.plan->routing);
+    args.routing_size = routing_size;
+    check(cumoe_ep_plan(call.layer, &args, call.plan->plan, &call.plan->sizes, call.stream));
+}
+
+// Plan and routing, as forward and backward both take them.
+template <typename Args>
+void set_plan(const Call &call, Args &args)
+{
+    if (!call.plan) return;
+    args.plan = call.plan->plan;
+    args.routing = address(*call.plan->routing);
+    args.routing_size = static_cast<size_t>(call.plan->routing->numel());
+}
+
+// Forward of both operators, with all but the buffers in `args`. What is kept for backward comes back.
+Tensor run_forward(const Call &call, cumoe_forward_args_t &args, bool keep)
+{
+    if (call.plan) make_plan(call, args);
+    const Tensor saved = call.scratch(keep ? call.saved_size() : 0);
+    const Tensor workspace = call.scratch(call.workspace_size(keep));
     args.workspace = address(workspace);
     args.workspace_size = static_cast<size_t>(workspace.numel());
-    if (saved.numel()) {
-        args.saved = saved.data_ptr();
+    if (keep) {
+        args.saved = address(saved);
         args.saved_size = static_cast<size_t>(saved.numel());
     }
-    return args;
+    set_plan(call, args);
+    check(cumoe_layer_forward(call.layer, &args, call.stream));
+    return saved;
 }
 
 // Backward of both operators. `wanted`: x, the arrays, index_weight; the tensors that come back are those.
@@ -42,6 +77,7 @@ std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const T
     call.expect_kind(dy, call.type, "dy");
     call.expect_kind(saved, ScalarType::Byte, "saved");
     if (!saved.is_contiguous()) fail("cumoe: saved is not as a forward call made it: it must be contiguous");
+    if (call.plan && !call.plan->routing) fail("cumoe: a backward call with a plan that no forward call made");
     if (saved.numel() != static_cast<int64_t>(call.saved_size())) // what it holds is believed
         fail("cumoe: saved has " + std::to_string(saved.numel()) +
              " bytes, but a forward call of this size makes " + std::to_string(call.saved_size()));
@@ -86,6 +122,7 @@ std::vector<Tensor> run_backward(const Call &call, const Arrays &arrays, const T
     args.workspace_size = static_cast<size_t>(workspace.numel());
     args.saved = saved.data_ptr();
     args.saved_size = static_cast<size_t>(saved.numel());
+    set_plan(call, args);
     check(cumoe_layer_backward(call.layer, &args, call.stream));
 
     std::vector<Tensor> out;
@@ -129,7 +166,6 @@ MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, R
     Tensor y = make({T, call.sizes.hidden}, call.type, call.device);
     if (call_given && call_given->numel() == 4) torch::stable::zero_(y); // rows that are not live
     const Tensor losses = make({CUMOE_NUM_LOSSES}, call.gate, call.device);
-    const Tensor saved = call.scratch(keep ? call.saved_size() : 0);
     const Tensor chosen_expert = make(choices, ScalarType::Int, call.device);
     const Tensor chosen_weight = make(choices, call.gate, call.device);
     const Tensor chosen_offset = make({balanced ? T + 1 : 0}, ScalarType::Int, call.device);
@@ -138,11 +174,10 @@ MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, R
     Tensor sums = make({balanced && training ? 3 : 2, width}, call.gate, call.device);
     if (width != E) torch::stable::zero_(sums); // what stands between the rows
     const Tensor statistics = make({sizeof(cumoe_statistics_t) / 8}, ScalarType::Long, call.device);
-    const Tensor workspace = call.scratch(call.workspace_size(keep));
 
     const Maybe mask = mask_of(call, token_mask);
     const Maybe numbers_of_call = call_given ? Maybe(call_numbers(call, *call_given)) : std::nullopt;
-    cumoe_forward_args_t args = forward_args(call, weights, y, saved, workspace);
+    cumoe_forward_args_t args = forward_args(call, weights, y);
     args.training = training;
     if (mask) args.token_mask = static_cast<const uint8_t *>(address(*mask));
     if (numbers_of_call) args.call = static_cast<const cumoe_call_t *>(numbers_of_call->data_ptr());
@@ -157,7 +192,7 @@ MoeOutputs moe(Tensor x, ARRAY_PARAMETERS, Maybe token_mask, Maybe call_given, R
     args.load = first + row;
     if (balanced && training) args.batch_threshold = first + 2 * row;
     args.statistics = static_cast<cumoe_statistics_t *>(statistics.data_ptr());
-    check(cumoe_layer_forward(call.layer, &args, call.stream));
+    const Tensor saved = run_forward(call, args, keep);
     return {y, losses, saved, chosen_expert, chosen_weight, chosen_offset, expert_count, sums, statistics};
 }
 
@@ -179,15 +214,12 @@ std::tuple<Tensor, Tensor> experts(Tensor x, Tensor index, Tensor weight, EXPERT
     const External external(call, index, weight);
     const Weights weights(arrays, call.type, call.glu, call.device);
     const Tensor y = make({call.tokens, call.sizes.hidden}, call.type, call.device);
-    const Tensor saved = call.scratch(keep ? call.saved_size() : 0);
-    const Tensor workspace = call.scratch(call.workspace_size(keep));
-    cumoe_forward_args_t args = forward_args(call, weights, y, saved, workspace);
+    cumoe_forward_args_t args = forward_args(call, weights, y);
     args.index = address(external.index);
     args.index_dtype = dtype_of(index.scalar_type(), "index");
     args.index_weight = address(external.weight);
     args.index_weight_dtype = dtype_of(weight.scalar_type(), "weight");
-    check(cumoe_layer_forward(call.layer, &args, call.stream));
-    return {y, saved};
+    return {y, run_forward(call, args, keep)};
 }
 
 std::vector<Tensor> experts_backward(Tensor dy, Tensor saved, Tensor x, Tensor weight, EXPERT_PARAMETERS,
@@ -199,16 +231,11 @@ std::vector<Tensor> experts_backward(Tensor dy, Tensor saved, Tensor x, Tensor w
 }
 
 // What the library says of a configuration on a device: an exception with its sentence, or the numbers of
-// SavedBound. `sizes`: hidden, intermediate, experts, bias. `device`: a CUDA ordinal, -1 = the CPU.
+// SavedBound. `device`: a CUDA ordinal, -1 = the CPU.
 std::tuple<int64_t, int64_t, int64_t> saved_bound(Reals numbers, Ints sizes, int64_t type, int64_t device)
 {
-    const ScalarType types[] = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half};
-    if (sizes.size() != 4 || type < CUMOE_F64 || type > CUMOE_F16)
-        fail("cumoe: a configuration of another version of the Python files");
-    const cumoe_config_t config =
-        make_config(numbers, {sizes[0], sizes[1], sizes[2], sizes[3] != 0}, types[type - CUMOE_F64]);
-    const Device where = {device < 0 ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(),
-                          static_cast<int32_t>(device)};
+    const cumoe_config_t config = bare_config(numbers, sizes, type, nullptr);
+    const Device where = device_number(device);
     const DeviceGuard guard = where.guard();
     const SavedBound bound(find_layer(where, config), config);
     return {bound.base, bound.per_token, bound.from};

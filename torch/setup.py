@@ -1,4 +1,4 @@
-"""Builds the operators (ops.cc) with a plain C++ compiler, and puts libcumoe.so beside it.
+"""Builds the operators (ops.cc, ranks.cc) with a plain C++ compiler, and puts libcumoe.so beside it.
 
 Environment:
   CUMOE_LIBRARY  a libcumoe.so to take; else the installed one that pkg-config knows, else it is built (CMake)
@@ -23,7 +23,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = HERE.parent  # of the library
 OLDEST_TORCH = "2.11"
 ABI = "0x020b000000000000"  # of that version: TORCH_TARGET_VERSION
-# The libraries that ops.cc needs of PyTorch. libtorch itself leads to those for CUDA where PyTorch has them.
+# The libraries that the operators need of PyTorch. libtorch itself leads to those for CUDA where PyTorch has them.
 TORCH_LIBRARIES = ("torch", "torch_cpu", "c10")
 
 
@@ -103,7 +103,7 @@ class BuildOperators(build_ext):
         shutil.copyfile(library, copy)
         run(os.environ.get("CXX", "c++"), "-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden",
             f"-DTORCH_TARGET_VERSION={ABI}", "-isystem", torch / "include", "-I", SOURCES / "include", HERE / "ops.cc",
-            "-o", out, copy, "-L", torch / "lib", "-Wl,--no-as-needed", *(f"-l{name}" for name in TORCH_LIBRARIES),
+            HERE / "ranks.cc", "-o", out, copy, "-L", torch / "lib", "-Wl,--no-as-needed", *(f"-l{name}" for name in TORCH_LIBRARIES),
             "-Wl,-rpath,$ORIGIN")
 
 
@@ -114,6 +114,7 @@ class StableWheel(bdist_wheel):
 
 
 setup(version=".".join(map(str, library_version())),
-      ext_modules=[Extension("cumoe._ops", ["ops.cc"], depends=["call.h", "tensors.h"], py_limited_api=True)],
+      ext_modules=[Extension("cumoe._ops", ["ops.cc", "ranks.cc"],
+                             depends=["call.h", "ranks.h", "tensors.h", "weights.h"], py_limited_api=True)],
       setup_requires=[] if find_torch() else [f"torch=={OLDEST_TORCH}.0"],
       cmdclass={"build_ext": BuildOperators, "bdist_wheel": StableWheel})

@@ -61,6 +61,13 @@ struct Device {
     }
 };
 
+// A CUDA ordinal, -1 = the CPU.
+inline Device device_number(int64_t ordinal)
+{
+    return {ordinal < 0 ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(),
+            static_cast<int32_t>(ordinal)};
+}
+
 inline Device device_of(const Tensor &tensor)
 {
     Device device;
@@ -101,21 +108,23 @@ inline const cumoe_handle_t *find_handle(const Device &device)
     return handle;
 }
 
+struct LayerKey {
+    cumoe_config_t config; // without holes that hold anything: make_config()
+    Device device;
+    bool operator<(const LayerKey &other) const
+    {
+        return std::memcmp(this, &other, sizeof *this) < 0;
+    }
+};
+static_assert(sizeof(LayerKey) == sizeof(cumoe_config_t) + sizeof(Device), "keys are compared as bytes");
+using Layers = std::map<LayerKey, cumoe_layer_t *>;
+
 inline const cumoe_layer_t *find_layer(const Device &device, const cumoe_config_t &config)
 {
-    struct Key {
-        cumoe_config_t config; // without holes that hold anything: make_config()
-        Device device;
-        bool operator<(const Key &other) const
-        {
-            return std::memcmp(this, &other, sizeof *this) < 0;
-        }
-    };
-    static_assert(sizeof(Key) == sizeof config + sizeof device, "keys are compared as bytes");
     static std::mutex mutex;
-    static auto &layers = *new std::map<Key, cumoe_layer_t *>;
-    static thread_local std::pair<Key, const cumoe_layer_t *> last; // as a rule it is the one before
-    const Key key = {config, device};
+    static auto &layers = *new Layers;
+    static thread_local std::pair<LayerKey, const cumoe_layer_t *> last; // as a rule it is the one before
+    const LayerKey key = {config, device};
     if (last.second && std::memcmp(&last.first, &key, sizeof key) == 0) return last.second;
     std::lock_guard<std::mutex> lock(mutex);
     cumoe_layer_t *&layer = layers[key];

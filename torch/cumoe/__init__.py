@@ -7,6 +7,7 @@
 MoE             the whole layer, with any of the library's gates
 Experts         the experts alone, where something else routes
 functional      both without parameters of their own
+ExpertParallel  ranks that share the experts of a layer: MoE(..., ep=ExpertParallel())
 register_transformers()     Hugging Face models: experts_implementation="cumoe"
 """
 
@@ -25,5 +26,13 @@ def register_transformers(name="cumoe"):
     register_transformers(name)
 
 
+def __getattr__(name):
+    """What nobody without ranks should wait for at import."""
+    if name in ("ExpertParallel", "exclude_experts"):
+        return getattr(functional.load_parallel(), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __version__ = LIBRARY_VERSION
-__all__ = ["Config", "Experts", "MoE", "MoEOutput", "Statistics", "functional", "register_transformers"]
+__all__ = ["Config", "ExpertParallel", "Experts", "MoE", "MoEOutput", "Statistics", "exclude_experts", "functional",
+           "register_transformers"]

@@ -31,6 +31,11 @@ def number_of(names, name, what):
     return float(names.index(name))
 
 
+def numbers_of_ranks(ep, num_experts, exchange_capacity):
+    """The last of Config.numbers: group, experts of all ranks, capacity, and place for a plan."""
+    return float(ep.number if ep is not None else 0), float(num_experts), float(exchange_capacity), 0.0
+
+
 def _make(fields):
     return Config(**fields)
 
@@ -59,6 +64,8 @@ class Config:
     recompute: bool = False
     compute: str = "exact"
     max_sms: int = 0
+    ep: object = None  # an ExpertParallel
+    exchange_capacity: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "numbers", tuple(float(number) for number in self._numbers()))
@@ -73,23 +80,36 @@ class Config:
                 number_of(PLACEMENTS, self.glu, "glu"), self.top_k, self.num_groups, self.top_k_groups,
                 self.renormalize, self.noise_stream, self.max_rows, self.recompute,
                 number_of(COMPUTES, self.compute, "compute"), self.max_sms, self.swiglu_limit, self.swiglu_alpha,
-                self.swiglu_offset, self.noise_epsilon, SAVED_LAYOUT)
+                self.swiglu_offset, self.noise_epsilon, SAVED_LAYOUT,
+                *numbers_of_ranks(self.ep, self.num_experts, self.exchange_capacity))
 
     def check(self, dtype=torch.float32):
-        """Raise ValueError with the library's sentence if no CPU layer can have this configuration."""
+        """Raise ValueError with the library's sentence if no CPU layer can have this configuration. With ranks, a call
+        of all of them: for the device of the group, and if they differ."""
         if dtype not in DTYPES:
             raise ValueError(f"cumoe: dtype = {dtype}, but must be one of {', '.join(map(str, DTYPES))}")
-        if self.compute == "tf32":  # a matter of the device
+        if self.compute == "tf32" and self.ep is None:  # a matter of the device
             return dataclasses.replace(self, compute="exact").check(dtype)
         try:
-            self.saved_bound(dtype)
+            self.saved_bound(dtype) if self.ep is None else self.own_experts(dtype)
         except RuntimeError as error:
+            if " config." not in str(error):  # ranks that fail
+                raise
             raise ValueError(str(error).splitlines()[0]) from None
+
+    def own_experts(self, dtype):
+        """Those whose parameters this rank has."""
+        if self.ep is None:
+            return range(self.num_experts)
+        first, count = torch.ops.cumoe.experts_of_rank(self.numbers, self._sizes(), DTYPES[dtype], self.ep.rank)
+        return range(first, first + count)
 
     def saved_bound(self, dtype):
         """What forward keeps for backward on the CPU: base, per_token, from (call.h)."""
-        sizes = [self.hidden_size, self.intermediate_size, self.num_experts, int(self.bias)]
-        return torch.ops.cumoe.saved_bound(self.numbers, sizes, DTYPES[dtype], -1)
+        return torch.ops.cumoe.saved_bound(self.numbers, self._sizes(), DTYPES[dtype], -1)
+
+    def _sizes(self):
+        return [self.hidden_size, self.intermediate_size, self.num_experts, int(self.bias)]
 
 
 def _saved_layout():

@@ -6,7 +6,8 @@ import torch
 from torch.autograd import forward_ad
 
 from . import ops
-from .config import ACTIVATIONS, COMPUTES, GATES, LOSS_WEIGHTS, PLACEMENTS, SAVED_LAYOUT, gate_dtype, number_of
+from .config import (ACTIVATIONS, COMPUTES, GATES, LOSS_WEIGHTS, PLACEMENTS, SAVED_LAYOUT, gate_dtype, number_of,
+                     numbers_of_ranks)
 from .output import MoEOutput
 
 _EXTERNAL = number_of(GATES, "external", "gate")
@@ -37,9 +38,16 @@ def _rows(x, columns):
     return x if x.dim() == 2 else x.reshape(-1, columns)
 
 
+def load_parallel():
+    """Not before somebody has ranks, as it brings PyTorch's compiler along."""
+    from . import parallel
+
+    return parallel
+
+
 def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None, b_down=None, activation="relu",
             glu="separate", swiglu_limit=7.0, swiglu_alpha=1.702, swiglu_offset=1.0, recompute=False, compute="exact",
-            max_sms=0):
+            max_sms=0, ep=None, num_experts=0, exchange_capacity=0):
     """y[t] = sum over j of weight[t, j] * expert index[t, j] of x[t].
 
     x       [..., H] float64 (CPU), float32, bfloat16 or float16
@@ -50,14 +58,18 @@ def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None
     glu     where the gate half of a gated linear unit stands: "separate" (w_glu), "first", "last", "interleaved"
 
     recompute: the backward pass computes the pre-activations again, which saves the memory to keep them.
+
+    With ranks (ep, an ExpertParallel), E = num_experts, arrays have this rank's share of the experts, and rows beyond
+    exchange_capacity (0 = as many as there are) from one rank to another are dropped.
     """
     numbers = (_EXTERNAL, number_of(ACTIVATIONS, activation, "activation"), number_of(PLACEMENTS, glu, "glu"), 0.0, 0.0,
                0.0, 0.0, 0.0, 0.0, float(recompute), number_of(COMPUTES, compute, "compute"), float(max_sms),
-               float(swiglu_limit), float(swiglu_alpha), float(swiglu_offset), 0.0, SAVED_LAYOUT)
-    return apply_experts(x, index, weight, (w_up, w_glu, w_down, b_up, b_glu, b_down), numbers)
+               float(swiglu_limit), float(swiglu_alpha), float(swiglu_offset), 0.0, SAVED_LAYOUT,
+               *numbers_of_ranks(ep, num_experts, exchange_capacity))
+    return apply_experts(x, index, weight, (w_up, w_glu, w_down, b_up, b_glu, b_down), numbers, ep)
 
 
-def apply_experts(x, index, weight, arrays, numbers):
+def apply_experts(x, index, weight, arrays, numbers, ep):
     """experts(), with a configuration as Config.numbers; the operator knows top_k by `index`."""
     x, arrays = _autocast(x, arrays)
     shape, hidden = x.shape, arrays[2].size(1)
@@ -68,7 +80,9 @@ def apply_experts(x, index, weight, arrays, numbers):
     arguments = (_rows(x, hidden), index, weight, *arrays, numbers)
     keep = _needs_gradient(x, weight, *arrays)
     try:
-        if torch.compiler.is_exporting():
+        if ep is not None:
+            y = load_parallel().experts(ep, arguments, keep)
+        elif torch.compiler.is_exporting():
             y, _ = torch.ops.cumoe.experts(*arguments, keep)
         elif keep:
             y = ops.Experts.apply(*arguments, True)
@@ -100,8 +114,10 @@ def moe(x, config, *, w_down, w_up=None, w_glu=None, b_up=None, b_glu=None, b_do
     x             [..., H]
     config        a Config
     token_mask    [...] bool: False = padding, which is not routed, in no loss, and gives 0
-    call          noise, on the device of x: int64 [2] seed and offset, or [4] with the first token's global number
-                  and the number of live tokens (cumoe_call_t in cumoe/types.h); None = zeros, all tokens live
+    call          noise, on the device of x: int64 [2] seed and offset, [3] with the first token's global number, or
+                  [4] with the number of live tokens (cumoe_call_t in cumoe/types.h); None = zeros, all tokens live.
+                  With ranks, None and [2] are rank 0's, and the first token is found: for noise in training, ranks
+                  add up their numbers of tokens. With [3] and [4], equal seeds and right numbers are the caller's
     training      noise on, smooth loads, experts that choose (balanced)
     loss_weights  of importance, load, switch, z and threshold loss in .loss
     """
@@ -115,12 +131,13 @@ def moe(x, config, *, w_down, w_up=None, w_glu=None, b_up=None, b_glu=None, b_do
         token_mask = token_mask.reshape(-1)
     arguments = (_rows(x, config.hidden_size), *arrays, token_mask, call, config.numbers, training)
     keep = _needs_gradient(x, *arrays)
-    if torch.compiler.is_exporting():
-        operator = torch.ops.cumoe.moe
-    else:
-        operator = ops.Moe.apply if keep else torch.ops.cumoe.moe_forward
     try:
-        y, losses, _, *rest = operator(*arguments, keep)
+        if config.ep is not None:
+            y, losses, _, *rest = load_parallel().moe(config.ep, config.gate, arguments, keep)
+        elif torch.compiler.is_exporting():
+            y, losses, _, *rest = torch.ops.cumoe.moe(*arguments, keep)
+        else:
+            y, losses, _, *rest = (ops.Moe.apply if keep else torch.ops.cumoe.moe_forward)(*arguments, keep)
     except RuntimeError as error:
         raise ops.own_error(error)
     weights = tuple(float(weight) for weight in loss_weights) + (0.0,) * (ops.NUM_LOSSES - len(loss_weights))

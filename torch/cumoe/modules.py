@@ -17,10 +17,12 @@ class _ExpertArrays(nn.Module):
     def __init__(self, config, device, dtype):
         super().__init__()
         self.config = config
-        E, H, I = config.num_experts, config.hidden_size, config.intermediate_size
+        H, I = config.hidden_size, config.intermediate_size
         if config.glu != "separate" and config.activation not in GLU:
             raise ValueError(f"cumoe: glu = {config.glu!r}, but {config.activation!r} is no gated linear unit: must "
                              "be 'separate'")
+        self.own_experts = config.own_experts(dtype or torch.get_default_dtype())  # all but with ranks
+        E = len(self.own_experts)
         identity = config.activation == "identity"
         I = H if identity else I  # as the library does
         up = I if config.glu == "separate" else 2 * I
@@ -39,13 +41,34 @@ class _ExpertArrays(nn.Module):
         self.register_parameter(name, value)
 
     def reset_parameters(self):
-        """Matrices N(0, 1 / columns), biases 0."""
-        for matrix in self.w_up, self.w_glu, self.w_down:
+        """Matrices N(0, 1 / columns), biases 0. With ranks a call of all of them: rank 0 draws a seed, from which the
+        values of each expert follow, whatever the number of ranks."""
+        seed = self._draw_seed()
+        for place, matrix in enumerate((self.w_up, self.w_glu, self.w_down)):
             if matrix is not None:
-                nn.init.normal_(matrix, std=1 / math.sqrt(matrix.size(2)))
+                self._draw(matrix, 1 / math.sqrt(matrix.size(2)), seed, place)
         for bias in self.b_up, self.b_glu, self.b_down:
             if bias is not None:
                 nn.init.zeros_(bias)
+
+    def _draw_seed(self):
+        ep = self.config.ep
+        return None if ep is None or self.w_down.is_meta else ep.draw_seed()
+
+    @torch.no_grad()
+    def _draw(self, values, std, seed, place):
+        """N(0, std^2). With ranks, of each expert by itself, or of all of a gate alike on every rank."""
+        if seed is None:
+            nn.init.normal_(values, std=std)
+            return
+        generator = torch.Generator(values.device)
+        parts = zip(self.own_experts, values) if values.dim() == 3 else [(self.config.num_experts, values)]
+        for expert, part in parts:
+            nn.init.normal_(part, std=std, generator=generator.manual_seed(seed + 8 * expert + place))
+
+    def expert_names(self):
+        """Of the parameters that belong to experts: with ranks, to this one alone."""
+        return [name for name, value in self.named_parameters() if name[:2] == "b_" or value.dim() == 3]
 
     def extra_repr(self):
         """What is not as it is by default."""
@@ -62,16 +85,21 @@ class Experts(_ExpertArrays):
     glu         of gated linear units: "separate" (w_glu), or halves of w_up: "first", "last", "interleaved"
     recompute   compute pre-activations again in the backward pass instead of keeping them
     compute     "exact", or "tf32": products of float32 on tensor cores
+    ep          an ExpertParallel: parameters are those of this rank's experts, own_experts of 0..num_experts-1, and
+                making a module is a call of all ranks
+    exchange_capacity    with ep, rows from each rank to each; more are dropped and counted. 0 = as many as there are,
+                which ranks tell each other in every call
     """
 
     default = Config(0, 0, 0, 1, gate="external")
 
     def __init__(self, hidden_size, intermediate_size, num_experts, *, activation="relu", bias=False, glu="separate",
-                 swiglu_limit=7.0, swiglu_alpha=1.702, swiglu_offset=1.0, recompute=False, compute="exact", device=None,
-                 dtype=None):
+                 swiglu_limit=7.0, swiglu_alpha=1.702, swiglu_offset=1.0, recompute=False, compute="exact", ep=None,
+                 exchange_capacity=0, device=None, dtype=None):
         config = Config(hidden_size, intermediate_size, num_experts, 1, gate="external", activation=activation,
                         bias=bias, glu=glu, swiglu_limit=swiglu_limit, swiglu_alpha=swiglu_alpha,
-                        swiglu_offset=swiglu_offset, recompute=recompute, compute=compute)
+                        swiglu_offset=swiglu_offset, recompute=recompute, compute=compute, ep=ep,
+                        exchange_capacity=exchange_capacity)
         config.check(dtype or torch.get_default_dtype())
         super().__init__(config, device, dtype)
         self.reset_parameters()
@@ -79,7 +107,8 @@ class Experts(_ExpertArrays):
     def forward(self, x, index, weight):
         c = self.config
         biases = (self.b_up, self.b_glu, self.b_down) if c.bias else (None, None, None)
-        return functional.apply_experts(x, index, weight, (self.w_up, self.w_glu, self.w_down, *biases), c.numbers)
+        arrays = (self.w_up, self.w_glu, self.w_down, *biases)
+        return functional.apply_experts(x, index, weight, arrays, c.numbers, c.ep)
 
 
 class MoE(_ExpertArrays):
@@ -100,10 +129,11 @@ class MoE(_ExpertArrays):
     def __init__(self, hidden_size, intermediate_size, num_experts, top_k, *, gate="noisy_topk", activation="relu",
                  bias=False, glu="separate", num_groups=0, top_k_groups=0, renormalize=True, noise_epsilon=1e-2,
                  noise_stream=0, max_rows=0, loss_weights=None, swiglu_limit=7.0, swiglu_alpha=1.702,
-                 swiglu_offset=1.0, recompute=False, compute="exact", gate_dtype=None, device=None, dtype=None):
+                 swiglu_offset=1.0, recompute=False, compute="exact", ep=None, exchange_capacity=0, gate_dtype=None,
+                 device=None, dtype=None):
         config = Config(hidden_size, intermediate_size, num_experts, top_k, gate, activation, bias, glu, num_groups,
                         top_k_groups, renormalize, noise_epsilon, noise_stream, max_rows, swiglu_limit, swiglu_alpha,
-                        swiglu_offset, recompute, compute)
+                        swiglu_offset, recompute, compute, ep=ep, exchange_capacity=exchange_capacity)
         dtype = dtype or torch.get_default_dtype()
         if gate == "external":
             raise ValueError("cumoe: gate = 'external', but where something else routes the module is Experts")
@@ -126,10 +156,9 @@ class MoE(_ExpertArrays):
         """Experts as in Experts; gates of noisy kinds 0 (App. A: no signal, some noise), others N(0, 0.02^2);
         thresholds and selection bias 0."""
         super().reset_parameters()
-        noisy = self.config.gate in NOISY
-        for gate in self.w_gate, self.w_noise, self.w_gate_primary, self.w_noise_primary:
-            if gate is not None:
-                nn.init.zeros_(gate) if noisy else nn.init.normal_(gate, std=0.02)
+        noisy, seed = self.config.gate in NOISY, self._draw_seed()
+        for place, gate in enumerate(self._gates()):
+            nn.init.zeros_(gate) if noisy else self._draw(gate, 0.02, seed, place)
         for numbers in self.thresholds, self.gate_bias:
             if numbers is not None:
                 nn.init.zeros_(numbers)
@@ -151,6 +180,21 @@ class MoE(_ExpertArrays):
                               w_gate_primary=self.w_gate_primary, w_noise_primary=self.w_noise_primary,
                               thresholds=self.thresholds, gate_bias=self.gate_bias, token_mask=token_mask, call=call,
                               training=self.training, loss_weights=self.loss_weights)
+
+    def _gates(self):
+        gates = self.w_gate, self.w_noise, self.w_gate_primary, self.w_noise_primary
+        return [gate for gate in gates if gate is not None]
+
+    def sum_gradients(self):
+        """With ranks: add up the gradients of the gates, which are each rank's share, over all of them. Once, after the
+        last backward call before an optimizer step; of several layers, ep.sum_gradients() does it in one call."""
+        ep = self.config.ep
+        if ep is None:
+            raise RuntimeError("cumoe: sum_gradients(): the layer has no ranks, and its gradients are whole")
+        if ep.average:
+            raise RuntimeError("cumoe: sum_gradients(): the group has average = True, where DistributedDataParallel "
+                               "averages the gradients of gates")
+        ep.sum_gradients(self._gates())
 
     @torch.no_grad()
     def start_thresholds(self, x, token_mask=None):
