@@ -129,10 +129,14 @@ def _device_of(device, group):
     return device if device.type == "cuda" else torch.device("cpu")
 
 
+def _on(tensor, device):
+    return tensor.to(device)
+
+
 def _join_nccl(group, device, timeout):
     """The number of a group on PyTorch's communicator; where PyTorch does not give that away, on one of its own."""
     with torch.cuda.device(device):
-        dist.all_reduce(torch.zeros(1, device=device), group=group)  # PyTorch makes it at the first call
+        dist.all_reduce(_on(torch.zeros(1), device), group=group)  # PyTorch makes it at the first call
         pointer = getattr(group._get_backend(device), "_comm_ptr", int)()
     unique = torch.zeros(_ID_SIZE, dtype=torch.uint8)
     if not pointer:
@@ -149,7 +153,7 @@ def _id_of_first(group, device):
             unique[_ID_SIZE] = 1
         except RuntimeError as of_library:
             error = of_library
-    unique = unique.to(device)
+    unique = _on(unique, device)
     dist.broadcast(unique, group=group, group_src=0)
     unique = unique.cpu()
     if not unique[_ID_SIZE]:
