@@ -11,6 +11,7 @@ from .config import (ACTIVATIONS, COMPUTES, GATES, LOSS_WEIGHTS, PLACEMENTS, SAV
 from .output import MoEOutput
 
 _EXTERNAL = number_of(GATES, "external", "gate")
+_ALONE = numbers_of_ranks(None, 0, 0)
 
 
 def _cast(dtype, tensors):
@@ -62,10 +63,10 @@ def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None
     With ranks (ep, an ExpertParallel), E = num_experts, arrays have this rank's share of the experts, and rows beyond
     exchange_capacity (0 = as many as there are) from one rank to another are dropped.
     """
+    ranks = _ALONE if ep is None and not exchange_capacity else numbers_of_ranks(ep, num_experts, exchange_capacity)
     numbers = (_EXTERNAL, number_of(ACTIVATIONS, activation, "activation"), number_of(PLACEMENTS, glu, "glu"), 0.0, 0.0,
                0.0, 0.0, 0.0, 0.0, float(recompute), number_of(COMPUTES, compute, "compute"), float(max_sms),
-               float(swiglu_limit), float(swiglu_alpha), float(swiglu_offset), 0.0, SAVED_LAYOUT,
-               *numbers_of_ranks(ep, num_experts, exchange_capacity))
+               float(swiglu_limit), float(swiglu_alpha), float(swiglu_offset), 0.0, SAVED_LAYOUT) + ranks
     return apply_experts(x, index, weight, (w_up, w_glu, w_down, b_up, b_glu, b_down), numbers, ep)
 
 

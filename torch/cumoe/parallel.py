@@ -235,9 +235,9 @@ def _call_of_all(ep, call, tokens):
 def moe(ep, gate, arguments, keep):
     """What the operator moe gives. `arguments` are its own but for the last."""
     x, *arrays, token_mask, call, numbers, training = arguments
+    numbers = _numbers_of_call(ep, numbers)
     if training and gate in NOISY and (call is None or call.numel() == 2):
         call = _call_of_all(ep, call, x.size(0))
-    numbers = _numbers_of_call(ep, numbers)
     operator = _Moe.apply if keep else torch.ops.cumoe.moe_forward
     return operator(x, *arrays, token_mask, call, numbers, training, keep)
 

@@ -311,7 +311,7 @@ def test_index_and_weight_types():
         assert got.grad.dtype == other
 
 
-def test_a_call_of_four_numbers():
+def test_a_call_of_three_or_four_numbers():
     """The noise of a token hangs on its global number; rows that are not live are left out."""
     moe = make_moe("noisy_topk").train()
     x = torch.randn(2 * T, H, dtype=torch.float64)
@@ -321,6 +321,7 @@ def test_a_call_of_four_numbers():
     live = moe(x, call=torch.tensor([11, 5, 0, T]))
     assert torch.equal(whole.chosen_expert[:T], live.chosen_expert[:T]) and (live.chosen_expert[T:] == -1).all()
     assert torch.equal(whole.chosen_expert, moe(x, call=torch.tensor([11, 5])).chosen_expert)
+    assert torch.equal(part.chosen_expert, moe(x[T:], call=torch.tensor([11, 5, T])).chosen_expert)
 
 
 def test_rows_that_are_not_live_are_zero():
@@ -583,7 +584,7 @@ def test_gate_arrays_of_integers_are_refused():
 def test_refused_calls():
     moe = make_moe("noisy_topk")
     x = torch.randn(T, H, dtype=torch.float64)
-    for call in torch.tensor([1]), torch.tensor([1.0, 2.0]), torch.tensor([1, 2, 3]):
+    for call in torch.tensor([1]), torch.tensor([1.0, 2.0]), torch.tensor([1, 2, 3, 4, 5]):
         with pytest.raises(RuntimeError, match="call must be int64 with 2 elements"):
             moe(x, call=call)
     with pytest.raises(ValueError, match="token_mask has shape"):

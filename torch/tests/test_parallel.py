@@ -201,8 +201,7 @@ def test_ddp(ranks, count):
     names = [f"moe.{name}" for name in model.moe.expert_names()]
     for name, gradient in gradients(model).items():
         for way in 0, 1:
-            parts = [{key.removeprefix("module."): value for key, value in one["gradients"][way].items()}[name]
-                     for one in found]
+            parts = [one["gradients"][way][name] for one in found]
             ours = joined(parts) if name in names else parts[-1]
             torch.testing.assert_close(ours, gradient, rtol=1e-4, atol=1e-6, msg=f"{name} {way}")
     assert found[0]["excluded"] == names and len(names) == 3
@@ -407,9 +406,12 @@ def test_nccl(monkeypatch, gives):
 
 
 def test_example():
-    """As the README starts it."""
+    """As the README shows and starts it."""
+    example = HERE.parent / "examples/ranks.py"
+    code = example.read_text().split("# BEGIN\n")[1].split("# END")[0]
+    assert code in (HERE.parent / "README.md").read_text()
     run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                          HERE.parent / "examples/ranks.py"], capture_output=True, text=True, timeout=200,
+                          example], capture_output=True, text=True, timeout=200,
                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr
     assert "experts 0 to 15" in run.stdout and "experts 16 to 31" in run.stdout
