@@ -93,7 +93,7 @@ class Config:
         try:
             self.saved_bound(dtype) if self.ep is None else self.own_experts(dtype)
         except RuntimeError as error:
-            if " config." not in str(error):  # ranks that fail
+            if str(error).startswith("cumoe: rank "):  # which failed
                 raise
             raise ValueError(str(error).splitlines()[0]) from None
 
