@@ -36,6 +36,7 @@ enum {
     RANKS,        // number of a group, 0 = none
     NUM_EXPERTS,  // read with ranks alone: arrays have the experts of one
     EXCHANGE_CAPACITY,
+    EXCHANGE_CHUNKS,
     PLAN, // number of the plan of this call, 0 = none
     NUM_NUMBERS
 };
@@ -110,6 +111,7 @@ inline cumoe_config_t make_config(const Reals &numbers, const Sizes &sizes, Scal
     config.noise_epsilon = static_cast<float>(numbers[NOISE_EPSILON]);
     config.ep = group ? group->ep : nullptr;
     config.exchange_capacity = to_integer<int32_t>(numbers[EXCHANGE_CAPACITY], "exchange_capacity");
+    config.exchange_chunks = to_int32(numbers[EXCHANGE_CHUNKS], "exchange_chunks");
     return config;
 }
 

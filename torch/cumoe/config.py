@@ -31,9 +31,10 @@ def number_of(names, name, what):
     return float(names.index(name))
 
 
-def numbers_of_ranks(ep, num_experts, exchange_capacity):
-    """The last of Config.numbers: group, experts of all ranks, capacity, and place for a plan."""
-    return float(ep.number if ep is not None else 0), float(num_experts), float(exchange_capacity), 0.0
+def numbers_of_ranks(ep, num_experts, exchange_capacity, exchange_chunks):
+    """The last of Config.numbers: group, experts of all ranks, capacity, chunks, and place for a plan."""
+    group = ep.number if ep is not None else 0
+    return float(group), float(num_experts), float(exchange_capacity), float(exchange_chunks), 0.0
 
 
 def _make(fields):
@@ -66,6 +67,7 @@ class Config:
     max_sms: int = 0
     ep: object = None  # an ExpertParallel
     exchange_capacity: int = 0
+    exchange_chunks: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "numbers", tuple(float(number) for number in self._numbers()))
@@ -81,7 +83,7 @@ class Config:
                 self.renormalize, self.noise_stream, self.max_rows, self.recompute,
                 number_of(COMPUTES, self.compute, "compute"), self.max_sms, self.swiglu_limit, self.swiglu_alpha,
                 self.swiglu_offset, self.noise_epsilon, SAVED_LAYOUT,
-                *numbers_of_ranks(self.ep, self.num_experts, self.exchange_capacity))
+                *numbers_of_ranks(self.ep, self.num_experts, self.exchange_capacity, self.exchange_chunks))
 
     def check(self, dtype=torch.float32):
         """Raise ValueError with the library's sentence if no CPU layer can have this configuration. With ranks, a call

@@ -11,7 +11,7 @@ from .config import (ACTIVATIONS, COMPUTES, GATES, LOSS_WEIGHTS, PLACEMENTS, SAV
 from .output import MoEOutput
 
 _EXTERNAL = number_of(GATES, "external", "gate")
-_ALONE = numbers_of_ranks(None, 0, 0)
+_ALONE = numbers_of_ranks(None, 0, 0, 0)
 
 
 def _cast(dtype, tensors):
@@ -48,7 +48,7 @@ def load_parallel():
 
 def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None, b_down=None, activation="relu",
             glu="separate", swiglu_limit=7.0, swiglu_alpha=1.702, swiglu_offset=1.0, recompute=False, compute="exact",
-            max_sms=0, ep=None, num_experts=0, exchange_capacity=0):
+            max_sms=0, ep=None, num_experts=0, exchange_capacity=0, exchange_chunks=0):
     """y[t] = sum over j of weight[t, j] * expert index[t, j] of x[t].
 
     x       [..., H] float64 (CPU), float32, bfloat16 or float16
@@ -61,9 +61,10 @@ def experts(x, index, weight, w_up, w_down, *, w_glu=None, b_up=None, b_glu=None
     recompute: the backward pass computes the pre-activations again, which saves the memory to keep them.
 
     With ranks (ep, an ExpertParallel), E = num_experts, arrays have this rank's share of the experts, and rows beyond
-    exchange_capacity (0 = as many as there are) from one rank to another are dropped.
+    exchange_capacity (0 = as many as there are) from one rank to another are dropped. exchange_chunks: as in MoE.
     """
-    ranks = _ALONE if ep is None and not exchange_capacity else numbers_of_ranks(ep, num_experts, exchange_capacity)
+    alone = ep is None and not (exchange_capacity or exchange_chunks)
+    ranks = _ALONE if alone else numbers_of_ranks(ep, num_experts, exchange_capacity, exchange_chunks)
     numbers = (_EXTERNAL, number_of(ACTIVATIONS, activation, "activation"), number_of(PLACEMENTS, glu, "glu"), 0.0, 0.0,
                0.0, 0.0, 0.0, 0.0, float(recompute), number_of(COMPUTES, compute, "compute"), float(max_sms),
                float(swiglu_limit), float(swiglu_alpha), float(swiglu_offset), 0.0, SAVED_LAYOUT) + ranks

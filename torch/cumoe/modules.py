@@ -89,17 +89,19 @@ class Experts(_ExpertArrays):
                 making a module is a call of all ranks
     exchange_capacity    with ep, rows from each rank to each; more are dropped and counted. 0 = as many as there are,
                 which ranks tell each other in every call
+    exchange_chunks      with ep, parts of a rank's experts: what one needs travels while another is computed, on CUDA.
+                0 = chosen
     """
 
     default = Config(0, 0, 0, 1, gate="external")
 
     def __init__(self, hidden_size, intermediate_size, num_experts, *, activation="relu", bias=False, glu="separate",
                  swiglu_limit=7.0, swiglu_alpha=1.702, swiglu_offset=1.0, recompute=False, compute="exact", ep=None,
-                 exchange_capacity=0, device=None, dtype=None):
+                 exchange_capacity=0, exchange_chunks=0, device=None, dtype=None):
         config = Config(hidden_size, intermediate_size, num_experts, 1, gate="external", activation=activation,
                         bias=bias, glu=glu, swiglu_limit=swiglu_limit, swiglu_alpha=swiglu_alpha,
                         swiglu_offset=swiglu_offset, recompute=recompute, compute=compute, ep=ep,
-                        exchange_capacity=exchange_capacity)
+                        exchange_capacity=exchange_capacity, exchange_chunks=exchange_chunks)
         config.check(dtype or torch.get_default_dtype())
         super().__init__(config, device, dtype)
         self.reset_parameters()
@@ -129,11 +131,12 @@ class MoE(_ExpertArrays):
     def __init__(self, hidden_size, intermediate_size, num_experts, top_k, *, gate="noisy_topk", activation="relu",
                  bias=False, glu="separate", num_groups=0, top_k_groups=0, renormalize=True, noise_epsilon=1e-2,
                  noise_stream=0, max_rows=0, loss_weights=None, swiglu_limit=7.0, swiglu_alpha=1.702,
-                 swiglu_offset=1.0, recompute=False, compute="exact", ep=None, exchange_capacity=0, gate_dtype=None,
-                 device=None, dtype=None):
+                 swiglu_offset=1.0, recompute=False, compute="exact", ep=None, exchange_capacity=0,
+                 exchange_chunks=0, gate_dtype=None, device=None, dtype=None):
         config = Config(hidden_size, intermediate_size, num_experts, top_k, gate, activation, bias, glu, num_groups,
                         top_k_groups, renormalize, noise_epsilon, noise_stream, max_rows, swiglu_limit, swiglu_alpha,
-                        swiglu_offset, recompute, compute, ep=ep, exchange_capacity=exchange_capacity)
+                        swiglu_offset, recompute, compute, ep=ep, exchange_capacity=exchange_capacity,
+                        exchange_chunks=exchange_chunks)
         dtype = dtype or torch.get_default_dtype()
         if gate == "external":
             raise ValueError("cumoe: gate = 'external', but where something else routes the module is Experts")

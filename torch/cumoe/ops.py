@@ -6,7 +6,7 @@ import torch
 
 from .config import DTYPES, GATES, gate_dtype
 
-GATE, TOP_K, MAX_ROWS, EXCHANGE_CAPACITY, PLAN = 0, 3, 8, 19, 20  # places in Config.numbers
+GATE, TOP_K, MAX_ROWS, EXCHANGE_CAPACITY, PLAN = 0, 3, 8, 19, 21  # places in Config.numbers
 BALANCED, SOFTMAX = GATES.index("balanced"), GATES.index("softmax")
 NUM_LOSSES = 8
 STATISTICS_SIZE = 16  # int64s in a cumoe_statistics_t

@@ -76,9 +76,9 @@ def do_reference(ep):
 
 
 def do_masked(ep):
-    """Padding has places among all tokens, too."""
+    """Padding has places among all tokens, too. In two chunks."""
     mask = torch.arange(9) % 3 != 0
-    return step(share(make_moe("noisy_topk"), ep), batch(torch.float64), token_mask=own_tokens(mask))
+    return step(share(make_moe("noisy_topk"), ep, exchange_chunks=2), batch(torch.float64), token_mask=own_tokens(mask))
 
 
 def external():
@@ -101,7 +101,8 @@ def do_external(ep):
     biases = dict(b_up=experts.b_up, b_down=experts.b_down)
     with torch.no_grad():
         again = cumoe.functional.experts(x, own_tokens(index), weight, *arrays, **biases, activation="swiglu",
-                                         glu="first", ep=ep, num_experts=EXPERTS, exchange_capacity=100)
+                                         glu="first", ep=ep, num_experts=EXPERTS, exchange_capacity=100,
+                                         exchange_chunks=2)
     return dict(y=y.detach(), again=again, dx=x.grad, dweight=weight.grad, gradients=gradients(experts))
 
 

@@ -258,6 +258,10 @@ def test_refusals(ep):
         cumoe.MoE(8, 8, 4, 2, gate="balanced", ep=ep)
     with pytest.raises(ValueError, match="config.exchange_capacity = 3, but without config.ep"):
         cumoe.MoE(8, 8, 4, 2, exchange_capacity=3)
+    with pytest.raises(ValueError, match="config.exchange_chunks = 2, but without config.ep"):
+        cumoe.MoE(8, 8, 4, 2, exchange_chunks=2)
+    with pytest.raises(ValueError, match="config.exchange_chunks = 5, but one of the 1 ranks has 4 experts"):
+        cumoe.Experts(8, 8, 4, ep=ep, exchange_chunks=5)
     with pytest.raises(ValueError, match="top_k = 9, but must be 1..4"):
         cumoe.MoE(8, 8, 4, 9, ep=ep)
     with pytest.raises(RuntimeError, match="timeout = -1, but must be"):
