@@ -75,6 +75,7 @@ small='--hidden 24 --intermediate 16 --experts 9 --top-k 2 --tokens 31'
     measures 1 $small --ranks 2 --pass forward
     measures 1 $small --ranks 2 --pass backward
     "$program" exchange $small --ranks 2 --seconds 1 --csv "$work/csv" >"$work/said" 2>&1 || complain 'with time'
+    grep -q ', 2 ranks, capacity exact, chosen chunks$' "$work/said" || complain 'with time: no heading'
     grep -qE '\| forward \+ backward .*\| [0-9.]+ \| 0 \| same bits \|$' "$work/said" || complain 'with time: no share of the link'
     "$program" exchange $small --ranks 1 --seconds 0 --link 2.5 --json - >"$work/said" 2>&1 || complain '--link'
     grep -q '"link": 2.5, "of_link": ' "$work/said" || complain '--link: is not in the file'

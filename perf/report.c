@@ -74,14 +74,18 @@ static void print_constants(const report_t *report, const subject_t *s)
     if (!report->varies[AXIS_SHAPE])
         fprintf(f, "%s: H = %d, I = %d, K = %d%s, ", s->shape, c->hidden_size, c->intermediate_size, c->top_k,
                 c->expert_bias ? ", biases" : "");
-    static const char *const before[AXES] = {"", "T = ", "E = ", "", "", "", "", "", "", "", "capacity "};
-    static const char *const behind[AXES] = {"", "", "", "", "", " gate", " routing", " caches", "s", " ranks", ""};
+    static const char *const before[AXES] = {
+        [AXIS_TOKENS] = "T = ", [AXIS_EXPERTS] = "E = ", [AXIS_CAPACITY] = "capacity "};
+    static const char *const behind[AXES] = {
+        [AXIS_GATE] = " gate", [AXIS_SKEW] = " routing", [AXIS_CACHE] = " caches",
+        [AXIS_LAUNCH] = "s",   [AXIS_RANKS] = " ranks",  [AXIS_CHUNKS] = " chunks"};
     const char *comma = "";
     for (int axis = AXIS_TOKENS; axis < AXES; axis++) {
         const bool of_shape = axis == AXIS_EXPERTS || axis == AXIS_ACTIVATION || axis == AXIS_GATE;
         if (report->varies[axis] || (of_shape && report->varies[AXIS_SHAPE])) continue;
         if (axis >= AXIS_RANKS && !report->exchange) continue;
-        fprintf(f, "%s%s%s%s", comma, before[axis], axis_value(s, axis, text), behind[axis]);
+        fprintf(f, "%s%s%s%s", comma, before[axis] ? before[axis] : "", axis_value(s, axis, text),
+                behind[axis] ? behind[axis] : "");
         comma = ", ";
     }
     fputs("\n\n", f);

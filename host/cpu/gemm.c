@@ -225,6 +225,13 @@ static void pack_rows(const plan_t *plan, const task_t *task, const piece_t *pie
     plan->kernel->pack_a[source_of(factor)](&pack);
 }
 
+/* For few rows to pack a panel takes longer than to multiply it. */
+static bool skips_packing(const plan_t *plan, const pack_t *pack, const block_t *block)
+{
+    return block->rows <= FEW_ROWS && pack->form == FORM_TRANSPOSE && block->col_stride == 1 &&
+           block->cols % plan->kernel->lanes == 0 && plan->kernel->few[source_of(pack->factor)];
+}
+
 /* The packed rows times one panel, all parts. */
 static void run_panel(const plan_t *plan, const task_t *task, const piece_t *piece, const panel_t *p, const void *a,
                       void *packed_b)
@@ -241,7 +248,6 @@ static void run_panel(const plan_t *plan, const task_t *task, const piece_t *pie
                              .depth = piece->depth,
                              .depths = piece->depths,
                              .to = packed_b};
-        plan->kernel->pack_b[source_of(&gemm->b[b])](&pack);
         const block_t block = {.a = a,
                                .b = packed_b,
                                .c = p->block.sum[part],
@@ -251,7 +257,12 @@ static void run_panel(const plan_t *plan, const task_t *task, const piece_t *pie
                                .row_stride = p->block.sum_stride,
                                .col_stride = plan->staged ? 1 : gemm->c_col_stride,
                                .accumulate = !piece->first || gemm->add};
-        plan->kernel->block(&block);
+        if (skips_packing(plan, &pack, &block)) {
+            plan->kernel->few[source_of(pack.factor)](&pack, &block);
+        } else {
+            plan->kernel->pack_b[source_of(pack.factor)](&pack);
+            plan->kernel->block(&block);
+        }
     }
     if (piece->last) finish_panel(plan, p);
 }

@@ -2,11 +2,13 @@
  *
  *   SCALAR        float or double
  *   VECTOR_BYTES  of a vector register
+ *   VECTOR_QUADS  four SCALARs are so many times in it
  *   FMA(a, b, c)  a b + c for vectors
  *   MR            rows of a tile; its columns are NR, two vectors
  *   NAME(x)       x with the suffix of this instance
  *   TARGET        the attribute that lets the compiler use the instructions
  *   WIDEN_F16(h)  float only: a vector of four f16, widened; the instance then takes 16-bit factors too
+ *   WIDEN_ALL(h)  likewise as many as a vector has floats
  *
  * A tile of MR x NR sums stays in registers over the whole depth: every step loads two vectors of B and broadcasts
  * MR elements of A. Tiles with fewer rows are the same code with a smaller constant, so that no tile computes rows
@@ -19,11 +21,20 @@ typedef SCALAR NAME(quad) __attribute__((vector_size(4 * sizeof(SCALAR))));
 typedef SCALAR NAME(loose_quad)
     __attribute__((vector_size(4 * sizeof(SCALAR)), aligned(sizeof(SCALAR)), may_alias));
 
+typedef SCALAR NAME(vector) __attribute__((vector_size(VECTOR_BYTES)));
+typedef SCALAR NAME(loose_vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(SCALAR)), may_alias));
+#ifdef WIDEN_F16
+typedef uint32_t NAME(words) __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t NAME(halves) __attribute__((vector_size(VECTOR_BYTES / 2)));
+#endif
+
 #define SOURCE        SCALAR
 #define WIDEN(x)      (x)
 #define WIDEN4(p)     (*(const NAME(loose_quad) *)(p))
 #define WIDEN_LOW(v)  (v)
 #define WIDEN_HIGH(v) (v)
+#define FIRST(v)      (v)
+#define SECOND(v)     (v)
 #define PACK(x)       NAME(x)
 #include "host/cpu/gemm_pack.h"
 
@@ -33,6 +44,8 @@ typedef SCALAR NAME(loose_quad)
 #define WIDEN4(p)     ((NAME(quad))(__builtin_convertvector(*(const loose_halves_t *)(p), words_t) << 16))
 #define WIDEN_LOW(v)  ((NAME(quad))((words_t)(v) << 16))
 #define WIDEN_HIGH(v) ((NAME(quad))((words_t)(v)&0xffff0000))
+#define FIRST(v)      ((NAME(vector))((NAME(words))(v) << 16))
+#define SECOND(v)     ((NAME(vector))((NAME(words))(v)&0xffff0000))
 #define PACK(x)       NAME(x##_bf16)
 #include "host/cpu/gemm_pack.h"
 
@@ -41,12 +54,11 @@ typedef SCALAR NAME(loose_quad)
 #define WIDEN4(p)     WIDEN_F16(*(const loose_halves_t *)(p))
 #define WIDEN_LOW(v)  WIDEN_F16(__builtin_convertvector((words_t)(v), halves_t))
 #define WIDEN_HIGH(v) WIDEN_F16(__builtin_convertvector((words_t)(v) >> 16, halves_t))
+#define FIRST(v)      WIDEN_ALL(__builtin_convertvector((NAME(words))(v), NAME(halves)))
+#define SECOND(v)     WIDEN_ALL(__builtin_convertvector((NAME(words))(v) >> 16, NAME(halves)))
 #define PACK(x)       NAME(x##_f16)
 #include "host/cpu/gemm_pack.h"
 #endif
-
-typedef SCALAR NAME(vector) __attribute__((vector_size(VECTOR_BYTES)));
-typedef SCALAR NAME(loose_vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(SCALAR)), may_alias));
 
 /* c[rows, NR] = (accumulate ? c : 0) + a b,  a [depth, rows], b [depth, NR]. */
 TARGET ALWAYS_INLINE void NAME(tile)(const int rows, int64_t depth, const SCALAR *restrict a,
@@ -155,10 +167,16 @@ TARGET static void NAME(block)(const block_t *block)
 static const kernel_t NAME(kernel) = {
     .element = sizeof(SCALAR),
     .mr = MR,
+    .lanes = LANES,
     .block = NAME(block),
 #ifdef WIDEN_F16
     .pack_a = {NAME(pack_a), NAME(pack_a_bf16), NAME(pack_a_f16)},
     .pack_b = {NAME(pack_b), NAME(pack_b_bf16), NAME(pack_b_f16)},
+    .few = {NAME(few), NAME(few_bf16), NAME(few_f16)},
+#elif VECTOR_QUADS > 0
+    .few = {NAME(few)},
+    .pack_a = {NAME(pack_a)},
+    .pack_b = {NAME(pack_b)},
 #else
     .pack_a = {NAME(pack_a)},
     .pack_b = {NAME(pack_b)},
@@ -169,8 +187,10 @@ static const kernel_t NAME(kernel) = {
 #undef NR
 #undef SCALAR
 #undef VECTOR_BYTES
+#undef VECTOR_QUADS
 #undef FMA
 #undef MR
 #undef NAME
 #undef TARGET
 #undef WIDEN_F16
+#undef WIDEN_ALL

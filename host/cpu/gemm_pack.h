@@ -5,6 +5,7 @@
  *   WIDEN(x)     one of them as a SCALAR
  *   WIDEN4(p)    four of them, from p on, as a NAME(quad)
  *   WIDEN_LOW(v), WIDEN_HIGH(v)   16 bits: the first, the second of every pair in a NAME(quad)
+ *   FIRST(v), SECOND(v)           the same in a NAME(vector)
  *   PACK(x)      x with the suffix of this instance
  *
  * The lines of a factor become strips of MR (factor A) or NR (factor B) lines, each strip [depth, lines of the
@@ -136,10 +137,16 @@ TARGET static void PACK(pack_b)(const pack_t *p)
     PACK(pack)(p, NR, true);
 }
 
+#if VECTOR_QUADS > 0
+#include "host/cpu/gemm_few.h"
+#endif
+
 #undef SOURCE
 #undef WIDEN
 #undef WIDEN4
 #undef WIDEN_LOW
 #undef WIDEN_HIGH
+#undef FIRST
+#undef SECOND
 #undef QUAD_DEPTHS
 #undef PACK

@@ -42,15 +42,18 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 
 #define SCALAR       float
 #define VECTOR_BYTES 16
+#define VECTOR_QUADS 1
 #define FMA          PORTABLE_FMA_F32
 #define MR           4
 #define NAME(x)      x##_f32_portable
 #define TARGET
 #define WIDEN_F16(h) widen_f16_portable(h)
+#define WIDEN_ALL(h) widen_f16_portable(h)
 #include "host/cpu/gemm_kernel.h"
 
 #define SCALAR       double
 #define VECTOR_BYTES 16
+#define VECTOR_QUADS 0
 #define FMA          PORTABLE_FMA_F64
 #define MR           4
 #define NAME(x)      x##_f64_portable
@@ -60,15 +63,18 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 #ifdef __x86_64__
 #define SCALAR       float
 #define VECTOR_BYTES 32
+#define VECTOR_QUADS 2
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define MR           6
 #define NAME(x)      x##_f32_avx2
 #define TARGET       __attribute__((target("avx2,fma,f16c")))
 #define WIDEN_F16(h) _mm_cvtph_ps(_mm_cvtsi64_si128((long long)(h)))
+#define WIDEN_ALL(h) _mm256_cvtph_ps((__m128i)(h))
 #include "host/cpu/gemm_kernel.h"
 
 #define SCALAR       double
 #define VECTOR_BYTES 32
+#define VECTOR_QUADS 1
 #define FMA(a, b, c) _mm256_fmadd_pd(a, b, c)
 #define MR           6
 #define NAME(x)      x##_f64_avx2
@@ -77,15 +83,18 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 
 #define SCALAR       float
 #define VECTOR_BYTES 64
+#define VECTOR_QUADS 4
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define MR           14
 #define NAME(x)      x##_f32_avx512
 #define TARGET       __attribute__((target("avx512f,fma,f16c")))
 #define WIDEN_F16(h) _mm_cvtph_ps(_mm_cvtsi64_si128((long long)(h)))
+#define WIDEN_ALL(h) _mm512_cvtph_ps((__m256i)(h))
 #include "host/cpu/gemm_kernel.h"
 
 #define SCALAR       double
 #define VECTOR_BYTES 64
+#define VECTOR_QUADS 2
 #define FMA(a, b, c) _mm512_fmadd_pd(a, b, c)
 #define MR           14
 #define NAME(x)      x##_f64_avx512

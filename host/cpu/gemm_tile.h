@@ -46,15 +46,18 @@ typedef struct block {
     bool accumulate;
 } block_t;
 
+enum { FEW_ROWS = 4 }; /* that are multiplied without packing B */
+
 enum { SOURCES = 3 }; /* types in memory: that of the sums, BF16, F16 */
 
 /* What an instruction set offers for a type of sums. */
 typedef struct kernel {
     int64_t element; /* bytes */
-    int64_t mr;
+    int64_t mr, lanes;
     void (*pack_a[SOURCES])(const pack_t *);
     void (*pack_b[SOURCES])(const pack_t *);
     void (*block)(const block_t *);
+    void (*few[SOURCES])(const pack_t *, const block_t *); /* or NULL: see gemm_few.h */
 } kernel_t;
 
 /* The kernel of an instruction set for F64 sums, or for F32 sums; NULL if this machine lacks it. */
