@@ -3,6 +3,7 @@
 
 #include "host/error.h"
 
+#include <limits.h>
 #include <nvtx3/nvToolsExt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -182,13 +183,15 @@ cumoe_status_t stream_synchronize(void *device, cumoe_stream_t stream)
 }
 
 /* It waits for marks alone, not for the default stream: exchanges are to run beside what the caller enqueued there.
+ * Their few blocks come before those of products that wait for a place: CUDA takes the nearest priority that it
+ * has.
  */
 cumoe_status_t lane_create(void *device, cumoe_lane_t *lane)
 {
     const DeviceCall call(of(device).ordinal);
     cumoe_lane_t made = {};
     cudaError_t error = call.error();
-    if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&made.stream, cudaStreamNonBlocking);
+    if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&made.stream, cudaStreamNonBlocking, INT_MIN);
     for (void *&mark : made.marks) {
         cudaEvent_t event = nullptr;
         if (error == cudaSuccess) error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
@@ -208,20 +211,20 @@ void lane_destroy(void *device, cumoe_lane_t *lane)
     if (lane->stream) (void)cudaStreamDestroy(lane->stream);
 }
 
-cumoe_status_t mark_set(void *device, void *mark, cumoe_stream_t stream)
+cumoe_status_t mark_set(void *device, const char *function, void *mark, cumoe_stream_t stream)
 {
     const DeviceCall call(of(device).ordinal);
     const cudaError_t error =
         call.error() != cudaSuccess ? call.error() : cudaEventRecord(static_cast<cudaEvent_t>(mark), stream);
-    return call.status("config.exchange_chunks", error);
+    return call.status(function, error);
 }
 
-cumoe_status_t mark_wait(void *device, void *mark, cumoe_stream_t stream)
+cumoe_status_t mark_wait(void *device, const char *function, void *mark, cumoe_stream_t stream)
 {
     const DeviceCall call(of(device).ordinal);
     const cudaError_t error =
         call.error() != cudaSuccess ? call.error() : cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(mark), 0);
-    return call.status("config.exchange_chunks", error);
+    return call.status(function, error);
 }
 
 } // namespace cumoe

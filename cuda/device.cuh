@@ -68,8 +68,8 @@ void stream_destroy(void *device, cumoe_stream_t stream);
 cumoe_status_t stream_synchronize(void *device, cumoe_stream_t stream);
 cumoe_status_t lane_create(void *device, cumoe_lane_t *lane);
 void lane_destroy(void *device, cumoe_lane_t *lane);
-cumoe_status_t mark_set(void *device, void *mark, cumoe_stream_t stream);
-cumoe_status_t mark_wait(void *device, void *mark, cumoe_stream_t stream);
+cumoe_status_t mark_set(void *device, const char *function, void *mark, cumoe_stream_t stream);
+cumoe_status_t mark_wait(void *device, const char *function, void *mark, cumoe_stream_t stream);
 
 /* And those for groups of ranks: comm_nccl.cu. */
 cumoe_status_t group_id(const char *function, cumoe_ep_id *id);

@@ -122,8 +122,8 @@ typedef struct cumoe_backend_ops {
      * stream so far, and what comes later on another waits for that. */
     cumoe_status_t (*lane_create)(void *device, cumoe_lane_t *lane);
     void (*lane_destroy)(void *device, cumoe_lane_t *lane);
-    cumoe_status_t (*mark_set)(void *device, void *mark, cumoe_stream_t stream);
-    cumoe_status_t (*mark_wait)(void *device, void *mark, cumoe_stream_t stream);
+    cumoe_status_t (*mark_set)(void *device, const char *function, void *mark, cumoe_stream_t stream);
+    cumoe_status_t (*mark_wait)(void *device, const char *function, void *mark, cumoe_stream_t stream);
 
     /* UNSUPPORTED_CONFIG with its name for what the backend has no kernel for; resolves max_threads. */
     cumoe_status_t (*supports)(void *device, cumoe_config_t *config);

@@ -137,7 +137,7 @@ static cumoe_status_t run_ranks(const cumoe_layer_t *layer, const cumoe_backward
                                 const cumoe_traffic_t *traffic, void *dweight, cumoe_stream_t stream)
 {
     ranks_call_t call = {layer, a, l, traffic};
-    const cumoe_chunk_ops_t chunks = {&call, dispatch, compute, give_back};
+    const cumoe_chunk_ops_t chunks = {function, &call, dispatch, compute, give_back};
     CUMOE_TRY(cumoe__exchange_pack_dy(layer, a, l, traffic, stream));
     CUMOE_TRY(cumoe__exchange_chunks(layer, &chunks, stream));
     return cumoe__exchange_take_dweight(layer, dweight, a->num_tokens, l, stream);

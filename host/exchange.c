@@ -2,6 +2,8 @@
 #include "host/exchange.h"
 #include "host/kinds.h"
 
+#include <stdio.h>
+
 static const cumoe_backend_ops_t *ops_of(const cumoe_layer_t *layer)
 {
     return layer->handle->ops;
@@ -280,34 +282,34 @@ cumoe_status_t cumoe__exchange_take_dweight(const cumoe_layer_t *layer, void *dw
 /* Marks of the layer's own stream. Two of them stand for what chunks compute, turn and turn about. */
 enum { ARRIVED, COMPUTED };
 
-static cumoe_status_t mark(const cumoe_layer_t *layer, int which, cumoe_stream_t stream)
+static cumoe_status_t mark(const cumoe_layer_t *layer, const char *function, int which, cumoe_stream_t stream)
 {
     if (!layer->lane.stream) return CUMOE_SUCCESS;
-    return ops_of(layer)->mark_set(layer->handle->device, layer->lane.marks[which], stream);
+    return ops_of(layer)->mark_set(layer->handle->device, function, layer->lane.marks[which], stream);
 }
 
-static cumoe_status_t await(const cumoe_layer_t *layer, int which, cumoe_stream_t stream)
+static cumoe_status_t await(const cumoe_layer_t *layer, const char *function, int which, cumoe_stream_t stream)
 {
     if (!layer->lane.stream) return CUMOE_SUCCESS;
-    return ops_of(layer)->mark_wait(layer->handle->device, layer->lane.marks[which], stream);
+    return ops_of(layer)->mark_wait(layer->handle->device, function, layer->lane.marks[which], stream);
 }
 
 static cumoe_status_t run_chunks(const cumoe_layer_t *layer, const cumoe_chunk_ops_t *ops, cumoe_stream_t lane,
                                  cumoe_stream_t stream)
 {
     const int32_t n = layer->context.config.exchange_chunks;
-    CUMOE_TRY(mark(layer, COMPUTED, stream));
-    CUMOE_TRY(await(layer, COMPUTED, lane));
+    CUMOE_TRY(mark(layer, ops->function, COMPUTED, stream));
+    CUMOE_TRY(await(layer, ops->function, COMPUTED, lane));
     CUMOE_TRY(ops->dispatch(ops->call, 0, lane));
     for (int32_t c = 0; c <= n; c++) {
         if (c < n) {
-            CUMOE_TRY(mark(layer, ARRIVED, lane));
-            CUMOE_TRY(await(layer, ARRIVED, stream));
+            CUMOE_TRY(mark(layer, ops->function, ARRIVED, lane));
+            CUMOE_TRY(await(layer, ops->function, ARRIVED, stream));
             CUMOE_TRY(ops->compute(ops->call, c, stream));
-            CUMOE_TRY(mark(layer, COMPUTED + c % 2, stream));
+            CUMOE_TRY(mark(layer, ops->function, COMPUTED + c % 2, stream));
         }
         if (c > 0) {
-            CUMOE_TRY(await(layer, COMPUTED + (c - 1) % 2, lane));
+            CUMOE_TRY(await(layer, ops->function, COMPUTED + (c - 1) % 2, lane));
             CUMOE_TRY(ops->give_back(ops->call, c - 1, lane));
         }
         if (c + 1 < n) CUMOE_TRY(ops->dispatch(ops->call, c + 1, lane));
@@ -315,12 +317,27 @@ static cumoe_status_t run_chunks(const cumoe_layer_t *layer, const cumoe_chunk_o
     return CUMOE_SUCCESS;
 }
 
+static cumoe_status_t join(const cumoe_layer_t *layer, const char *function, cumoe_stream_t stream)
+{
+    CUMOE_TRY(mark(layer, function, ARRIVED, layer->lane.stream));
+    return await(layer, function, ARRIVED, stream);
+}
+
 cumoe_status_t cumoe__exchange_chunks(const cumoe_layer_t *layer, const cumoe_chunk_ops_t *ops,
                                       cumoe_stream_t stream)
 {
-    const cumoe_status_t status = run_chunks(layer, ops, layer->lane.stream ? layer->lane.stream : stream, stream);
-    /* After a failure, too: the caller's stream is what buffers are kept for. */
-    const cumoe_status_t marked = mark(layer, ARRIVED, layer->lane.stream);
-    const cumoe_status_t joined = marked == CUMOE_SUCCESS ? await(layer, ARRIVED, stream) : marked;
-    return status == CUMOE_SUCCESS ? joined : status;
+    const cumoe_ep_t *ep = layer->context.config.ep;
+    const cumoe_stream_t lane = layer->lane.stream;
+    char sentence[512]; /* of the first failure */
+    cumoe_status_t status = run_chunks(layer, ops, lane ? lane : stream, stream);
+    snprintf(sentence, sizeof sentence, "%s", cumoe_last_error());
+    /* After a failure, too: for how long buffers are needed is known by the caller's stream. */
+    const cumoe_status_t joined = join(layer, ops->function, stream);
+    if (joined == CUMOE_SUCCESS) return status;
+    if (status == CUMOE_SUCCESS) {
+        status = joined;
+        snprintf(sentence, sizeof sentence, "%s", cumoe_last_error());
+    }
+    (void)ep->ops->wait(ep->comm, lane, ep->timeout);
+    return cumoe__fail(status, "%s", sentence);
 }

@@ -53,8 +53,9 @@ static inline void *cumoe__side_rows(const cumoe_side_t *side, void *array, int6
 }
 
 /* What is done with each chunk. While compute() of one runs on the caller's stream, another's exchange does on the
- * layer's own; the order of calls is the same on all ranks. */
+ * layer's own; the order of calls is the same on all ranks. FUNCTION is the caller's. */
 typedef struct cumoe_chunk_ops {
+    const char *function;
     void *call;
     cumoe_status_t (*dispatch)(void *call, int32_t chunk, cumoe_stream_t stream);
     cumoe_status_t (*compute)(void *call, int32_t chunk, cumoe_stream_t stream);

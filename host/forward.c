@@ -195,7 +195,7 @@ static cumoe_status_t run(const cumoe_layer_t *layer, const cumoe_forward_args_t
     if (!a->plan) CUMOE_TRY(route(layer, a, weights, l, stream));
     if (traffic) {
         ranks_call_t call = {layer, weights, l, traffic};
-        const cumoe_chunk_ops_t chunks = {&call, dispatch, compute, give_back};
+        const cumoe_chunk_ops_t chunks = {"cumoe_layer_forward", &call, dispatch, compute, give_back};
         CUMOE_TRY(cumoe__exchange_pack(layer, a, l, traffic, stream));
         CUMOE_TRY(cumoe__exchange_chunks(layer, &chunks, stream));
     } else {

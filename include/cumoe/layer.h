@@ -1,7 +1,8 @@
 /* The whole layer: y = sum over the chosen experts e of weight[e] * expert_e(x), forward and backward.
  *
  * A layer holds the configuration and the choice of kernels, no weights and no state: it does not change
- * after creation, and any number of threads and streams may share it, each with its own buffers. */
+ * after creation, and any number of threads and streams may share it, each with its own buffers. With ranks its
+ * calls come one after the other (parallel.h). */
 #ifndef CUMOE_LAYER_H
 #define CUMOE_LAYER_H
 
@@ -22,6 +23,7 @@ extern "C" {
  * CUMOE_UNSUPPORTED_DEVICE  valid, but not on this device (TF32 on the CPU)
  * CUMOE_OUT_OF_MEMORY       host memory; with ranks, device memory
  * CUMOE_COMM_ERROR          with ranks: one has another config, failed or is late
+ * CUMOE_CUDA_ERROR          with ranks: no stream for exchanges beside products
  *
  * Allocates: host memory.  Synchronizes: may.  Capturable: no.  Thread-safe: yes. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_create(cumoe_layer_t **layer, const cumoe_handle_t *handle,
@@ -187,7 +189,8 @@ typedef struct cumoe_backward_args {
  *
  * stream and statuses as cumoe_layer_forward(). A saved buffer may be used by several backward calls.
  *
- * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, with distinct buffers. */
+ * Allocates: no.  Synchronizes: no.  Capturable: yes.  Thread-safe: yes, with distinct buffers; with ranks, as
+ * parallel.h and the transport say. */
 CUMOE_API CUMOE_NODISCARD cumoe_status_t cumoe_layer_backward(const cumoe_layer_t *layer,
                                                               const cumoe_backward_args_t *args,
                                                               cumoe_stream_t stream);

@@ -28,8 +28,9 @@
  * Exchange and products overlap in chunks: config.exchange_chunks = n cuts the experts of each rank into n runs,
  * and while the rows of one are computed, those of the next and results of the one before travel, on a stream of
  * the layer's own that the caller's waits for. Bits are the same for any n. With a capacity, a chunk has room for C
- * / n rows, rounded up, and it is there that rows beyond are dropped. 0 chooses: 2 on GPUs with several ranks and
- * without a capacity, else 1. On the CPU nothing overlaps.
+ * / n rows, rounded up, and it is there that rows beyond are dropped. 0 chooses: 2 on GPUs with several ranks of
+ * two experts at least and without a capacity, else 1. On the CPU nothing overlaps. While calls of a layer are
+ * captured, it has no others.
  *
  * A rank that fails, stalls or calls something else is reported as CUMOE_COMM_ERROR within the timeout, on every
  * rank. Then the group is of no more use (but for configs that differ); destroy it. Not with ranks: BALANCED,

@@ -102,6 +102,17 @@ void stand_in_version(int number)
     version = number;
 }
 
+static void *watched;
+static int elsewhere;
+
+int stand_in_elsewhere(void *stream)
+{
+    const int found = elsewhere;
+    watched = stream;
+    elsewhere = 0;
+    return found;
+}
+
 void stand_in_alone(int on)
 {
     alone = on;
@@ -475,6 +486,7 @@ static int append(comm_t *comm, const char *name, op_t op)
     }
     group_comm = comm;
     group_ops[num_group_ops++] = op;
+    elsewhere += op.stream != watched;
     return leave(SUCCESS);
 }
 

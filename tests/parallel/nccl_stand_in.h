@@ -27,6 +27,9 @@ typedef void stand_in_version_t(int version);
 /* ON: a communicator is ready at once, whoever else has come. */
 typedef void stand_in_alone_t(int on);
 
+/* How many messages and sums were for other streams than that of the last question; from now on, than STREAM. */
+typedef int stand_in_elsewhere_t(void *stream);
+
 /* A blocking communicator, for a rank of one. */
 typedef void *stand_in_blocking_t(void);
 

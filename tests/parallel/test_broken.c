@@ -161,6 +161,19 @@ Test(broken, another_capacity)
     run_bodies(capacities_differ, 60, 7);
 }
 
+static void chunks_differ(rank_t *r)
+{
+    cumoe_config_t config = r->whole->config;
+    config.ep = r->ep;
+    config.exchange_chunks = 1 + (cumoe_ep_rank(r->ep) == 1);
+    report_check(&r->report, cumoe_layer_create(&r->layer, r->whole->handle, &config) == CUMOE_COMM_ERROR);
+    report_check(&r->report, strstr(cumoe_last_error(), "config.exchange_chunks of rank 1") != NULL);
+}
+Test(broken, other_chunks)
+{
+    run_bodies(chunks_differ, 60, 0);
+}
+
 /* Two threads of rank 0 call for it at once. */
 static void *sum_nothing(void *argument)
 {

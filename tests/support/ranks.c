@@ -170,14 +170,18 @@ static bool succeeded(rank_t *r, cumoe_status_t status)
     return status == CUMOE_SUCCESS;
 }
 
-/* Poisoned memory looks like free places: with a capacity it is zeros. */
+/* Poisoned memory looks like free places: with a capacity it is something else. */
+static void *get_scratch(rank_t *r, size_t size)
+{
+    void *data = buffer_get(&r->buffers, size);
+    return r->options->capacity ? memset(data, 0x5b, size) : data;
+}
+
 static void give_buffers(rank_t *r, size_t workspace_size, size_t saved_size)
 {
-    r->forward.workspace = r->backward.workspace = r->options->capacity
-                                                       ? buffer_get_zero(&r->buffers, workspace_size)
-                                                       : buffer_get(&r->buffers, workspace_size);
+    r->forward.workspace = r->backward.workspace = get_scratch(r, workspace_size);
     r->forward.workspace_size = r->backward.workspace_size = workspace_size;
-    void *saved = buffer_get(&r->buffers, saved_size);
+    void *saved = get_scratch(r, saved_size);
     r->forward.saved = saved, r->backward.saved = saved;
     r->forward.saved_size = r->backward.saved_size = saved_size;
 }
