@@ -10,14 +10,59 @@ using namespace cumoe_torch;
 namespace
 {
 
-// `transport`: the address of a cumoe_transport_t.
-int64_t group_create_with(int64_t transport, double timeout, int64_t device)
+// A transport in Python (_gloo.py). An exchange has failed unless Python's last act says that it has not: the result
+// of a callback is left as it was where an exception comes before its first line, as Ctrl-C does.
+struct Exchange {
+    const cumoe_message_t *messages;
+    int32_t count, done;
+    double timeout;
+    char failure[256];
+};
+
+struct Python {
+    void (*exchange)(Exchange *);
+    void (*abort)();
+    void (*destroy)();
+};
+
+cumoe_status_t python_exchange(void *context, const cumoe_message_t *messages, int32_t count, double timeout)
+{
+    Exchange call = {messages, count, 0, timeout, "it was interrupted"};
+    static_cast<Python *>(context)->exchange(&call);
+    return call.done ? CUMOE_SUCCESS : cumoe_transport_fail(CUMOE_COMM_ERROR, "%s", call.failure);
+}
+
+void python_abort(void *context)
+{
+    static_cast<Python *>(context)->abort();
+}
+
+void python_destroy(void *context)
+{
+    const std::unique_ptr<Python> python(static_cast<Python *>(context));
+    python->destroy();
+}
+
+// `functions`: the addresses of those of Python above, in their order.
+int64_t group_create_with(Ints functions, int64_t rank, int64_t num_ranks, double timeout, int64_t device)
 {
     const Device where = device_number(device);
     const DeviceGuard guard = where.guard();
+    auto python = std::make_unique<Python>();
+    if (functions.size() != 3) fail("cumoe: a transport of another version of the Python files");
+    std::memcpy(python.get(), functions.data(), sizeof *python);
+    cumoe_transport_t transport = {};
+    transport.struct_size = sizeof transport;
+    transport.name = "gloo";
+    transport.rank = to_int32(static_cast<double>(rank), "rank");
+    transport.num_ranks = to_int32(static_cast<double>(num_ranks), "num_ranks");
+    transport.context = python.get();
+    transport.exchange = python_exchange;
+    transport.abort = python_abort;
+    transport.destroy = python_destroy;
     cumoe_ep_t *ep;
-    check(cumoe_ep_create_with(&ep, find_handle(where), reinterpret_cast<const cumoe_transport_t *>(transport),
-                               timeout));
+    check(cumoe_ep_create_with(&ep, find_handle(where), &transport, timeout));
+    python.release();
     return Groups::all().add(std::make_shared<Group>(where, ep));
 }
 
@@ -101,17 +146,11 @@ std::tuple<int64_t, int64_t> experts_of_rank(Reals numbers, Ints sizes, int64_t 
     return {first, count};
 }
 
-// For a transport: the sentence of a failure, and its status.
-int64_t transport_fail(std::string sentence)
-{
-    return cumoe_transport_fail(CUMOE_COMM_ERROR, "%s", sentence.c_str());
-}
-
 } // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cumoe, m)
 {
-    m.def("group_create_with(int transport, float timeout, int device) -> int");
+    m.def("group_create_with(int[] functions, int rank, int num_ranks, float timeout, int device) -> int");
     m.def("group_create(int comm, Tensor id, int rank, int num_ranks, float timeout, int device) -> int");
     m.def("group_id(Tensor(a!) id) -> ()");
     m.def("group_close(int group) -> ()");
@@ -120,7 +159,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cumoe, m)
     m.def("group_sum(int group, Tensor(a!) data) -> ()");
     m.def("plan_forget(int group, int plan) -> ()");
     m.def("experts_of_rank(float[] numbers, int[] sizes, int type, int rank) -> (int, int)");
-    m.def("transport_fail(str sentence) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cumoe, CompositeExplicitAutograd, m)
@@ -134,5 +172,4 @@ STABLE_TORCH_LIBRARY_IMPL(cumoe, CompositeExplicitAutograd, m)
     m.impl("group_sum", TORCH_BOX(&group_sum));
     m.impl("plan_forget", TORCH_BOX(&plan_forget));
     m.impl("experts_of_rank", TORCH_BOX(&experts_of_rank));
-    m.impl("transport_fail", TORCH_BOX(&transport_fail));
 }

@@ -2,15 +2,18 @@
 
 import ctypes
 import datetime
+import queue
 import re
+import threading
 import time
 
 import torch
 import torch.distributed as dist
 
-_SUCCESS = 0
 _MESSAGES, _HANG_UP = 0, 1  # tags
 _SHORTEST = 1e-3  # seconds: gloo counts milliseconds, and 0 has no end
+_SLICE = 0.5  # seconds between looks at a connection
+_ABORTED = "it has aborted"
 
 
 class _Message(ctypes.Structure):
@@ -18,15 +21,15 @@ class _Message(ctypes.Structure):
                 ("size", ctypes.c_size_t)]
 
 
-_Exchange = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_Message), ctypes.c_int32, ctypes.c_double)
-_Tell = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+class _Call(ctypes.Structure):
+    """Exchange in ranks.cc."""
+
+    _fields_ = [("messages", ctypes.POINTER(_Message)), ("count", ctypes.c_int32), ("done", ctypes.c_int32),
+                ("timeout", ctypes.c_double), ("failure", ctypes.c_char * 256)]
 
 
-class _Transport(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("name", ctypes.c_char_p), ("rank", ctypes.c_int32),
-                ("num_ranks", ctypes.c_int32), ("context", ctypes.c_void_p), ("exchange", _Exchange),
-                ("abort", _Tell), ("destroy", _Tell)]
-
+_Exchange = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Call))
+_Tell = ctypes.CFUNCTYPE(None)
 
 _memory = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory.argtypes, _memory.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int), ctypes.py_object
@@ -43,51 +46,94 @@ def _text(error):
     return re.sub(r"^\[[^]]*\] ", "", first) or type(error).__name__
 
 
+class _Failure(Exception):
+    """With a sentence for the library."""
+
+
 class Gloo:
     """One rank's side. It has connections of its own, which meet by the store of `group`: messages mix with nobody's,
-    and a failure closes nobody else's."""
+    and a failure closes nobody else's. `kept`: an exception that came within an exchange, as Ctrl-C does. There is no
+    way for it through the library: to be raised when that is back."""
 
     _made = []  # until the library is done with them: it has their addresses
 
     def __init__(self, group):
-        self.rank, self.size = group.rank(), group.size()
-        self._aborted = self._done = False
-        self._backend = None
-        self._functions = _Exchange(self._exchange), _Tell(self._abort), _Tell(self._destroy)
-        self._transport = _Transport(ctypes.sizeof(_Transport), b"gloo", self.rank, self.size, None, *self._functions)
-        Gloo._made = [other for other in Gloo._made if not other._done] + [self]
-
-    @property
-    def address(self):
-        return ctypes.addressof(self._transport)
-
-    def connect(self, group, timeout):
-        if self.size == 1:
-            return
+        self.rank, self.size, self.kept = group.rank(), group.size(), None
         store = group.get_group_store()
         number = store.add(f"cumoe/{self.rank}", 1)  # of this group of ranks, among those on the same store
-        store = dist.PrefixStore(f"cumoe/{number}", store)
+        self._store = dist.PrefixStore(f"cumoe/{number}", store)
+        self._aborted = self._done = False
+        self._backend, self._place = None, 0
+        self._asked, self._answers = queue.SimpleQueue(), queue.SimpleQueue()
+        exchanges = self._exchanges()
+        next(exchanges)
+        self._functions = _Exchange(exchanges.send), _Tell(self._abort), _Tell(self._destroy)
+        Gloo._made = [other for other in Gloo._made if not other._done] + [self]
+
+    def create(self, timeout, device):
+        """The number of a group of ranks."""
+        addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in self._functions]
+        return torch.ops.cumoe.group_create_with(addresses, self.rank, self.size, timeout, device)
+
+    def connect(self, timeout):
+        if self.size == 1:
+            return
         try:
-            self._backend = dist.ProcessGroupGloo(store, self.rank, self.size, _seconds(timeout))
+            self._backend = dist.ProcessGroupGloo(self._store, self.rank, self.size, _seconds(timeout))
         except RuntimeError as error:
             raise RuntimeError(f"cumoe: rank {self.rank} of a group of {self.size} over gloo: a rank did not come in "
                                f"{timeout:g} s, or failed: {_text(error)}") from error
+        threading.Thread(target=self._wait, daemon=True).start()
 
-    def _exchange(self, context, messages, count, timeout):
+    def _exchanges(self):
+        """Each send() is an exchange. What is pending when it comes, a function would raise before its first line, where
+        nobody catches it; this raises it within."""
+        call = _Call()
         try:
-            self._carry([messages[i] for i in range(count)], time.monotonic() + timeout)
-            return _SUCCESS
-        except BaseException as error:  # there is no way for exceptions through the library
-            return torch.ops.cumoe.transport_fail(_text(error))
+            while True:
+                call.done = 1
+                call = None  # which is the library's
+                call = (yield).contents
+                self._carry(call.messages[:call.count], time.monotonic() + call.timeout)
+        except GeneratorExit:
+            return
+        except _Failure as failure:
+            call.failure = str(failure).encode()[:255]
+        except BaseException as error:
+            self.kept = error
+        self._hang_up()  # the memory is the library's again
+        yield
 
     def _carry(self, messages, deadline):
         messages.sort(key=lambda message: not message.receive)  # what comes finds its place; else in their order
         works = [(message.rank, self._start(message)) for message in messages]
-        for rank, work in works:
+        self._place, lost = 0, None
+        self._asked.put((works, deadline))
+        while True:
             try:
-                work.wait(_seconds(deadline - time.monotonic()))
-            except RuntimeError as error:
-                raise RuntimeError(self._reason(rank, error)) from None
+                failure = self._answers.get(timeout=_SLICE)
+            except queue.Empty:
+                place = self._place
+                failure = self._look(works[place][0]) if place < len(works) else None
+                if failure is None or lost != place:  # it may just have come
+                    lost = place if failure else None
+                    continue
+            if failure:
+                raise _Failure(failure)
+            return
+
+    def _wait(self):
+        """A thread: gloo's wait() hears neither signals nor, in the middle of data, that a connection has closed."""
+        for works, deadline in iter(self._asked.get, None):
+            failure = None
+            for self._place, (rank, work) in enumerate(works):
+                try:
+                    work.wait(_seconds(deadline - time.monotonic()))
+                except RuntimeError as error:
+                    failure = self._reason(rank, error)
+                    break
+            works = work = None
+            self._answers.put(failure)
 
     def _start(self, message):
         tensor = torch.frombuffer(_memory(message.data, message.size, _WRITE), dtype=torch.uint8)
@@ -95,27 +141,40 @@ class Gloo:
             move = self._backend.recv if message.receive else self._backend.send
             return move([tensor], message.rank, _MESSAGES)
         except RuntimeError as error:
-            raise RuntimeError(self._reason(message.rank, error)) from None
+            raise _Failure(self._reason(message.rank, error)) from None
+
+    def _look(self, rank):
+        """What is wrong with a connection: those that are closed take no receive. It stays, for nothing ever comes."""
+        try:
+            self._receive_nothing(rank)
+        except RuntimeError as error:
+            return self._reason(rank, error)
+
+    def _receive_nothing(self, rank):
+        return self._backend.recv([torch.empty(1, dtype=torch.uint8)], rank, _HANG_UP)
 
     def _reason(self, rank, error):
         if self._aborted:
-            return "it has aborted"
+            return _ABORTED
         text = _text(error)
         return f"rank {rank} did not come in time" if "Timed out" in text else f"rank {rank} has left or failed: {text}"
 
-    def _abort(self, context):
-        """Gloo has no word for it, but where a receive comes too late it closes all connections: whatever waits for
-        them, here and on the other ranks, is told."""
+    def _abort(self):
         self._aborted = True
-        backend = self._backend
-        if backend is None:
-            return
-        try:
-            nothing = torch.frombuffer(bytearray(1), dtype=torch.uint8)
-            backend.recv([nothing], (self.rank + 1) % self.size, _HANG_UP).wait(_seconds(0))
-        except RuntimeError:
-            pass
+        self._answers.put(_ABORTED)
+        self._hang_up()
 
-    def _destroy(self, context):
+    def _hang_up(self):
+        """Gloo has no word for it, but where a receive comes too late it closes all connections: whatever waits for
+        them, here and on the other ranks, is told, or looks."""
+        for rank in range(self.size):
+            try:
+                if self._backend is not None and rank != self.rank:
+                    self._receive_nothing(rank).wait(_seconds(0))
+            except RuntimeError:
+                pass
+
+    def _destroy(self):
+        self._asked.put(None)
         self._backend = None  # its connections close
         self._done = True

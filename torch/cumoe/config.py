@@ -103,7 +103,8 @@ class Config:
         """Those whose parameters this rank has."""
         if self.ep is None:
             return range(self.num_experts)
-        first, count = torch.ops.cumoe.experts_of_rank(self.numbers, self._sizes(), DTYPES[dtype], self.ep.rank)
+        with self.ep.waiting():
+            first, count = torch.ops.cumoe.experts_of_rank(self.numbers, self._sizes(), DTYPES[dtype], self.ep.rank)
         return range(first, first + count)
 
     def saved_bound(self, dtype):

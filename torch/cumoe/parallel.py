@@ -1,5 +1,6 @@
 """Expert parallelism (cumoe/parallel.h): ranks that share the experts of a layer."""
 
+import contextlib
 import itertools
 import weakref
 
@@ -37,17 +38,17 @@ class ExpertParallel:
         self.rank, self.size, self.average = group.rank(), group.size(), bool(average)
         self.device = _device_of(device, group)
         self._group = group  # its communicator may be borrowed
-        ordinal, gloo = self.device.index if self.device.type == "cuda" else -1, None
+        ordinal, self._gloo = self.device.index if self.device.type == "cuda" else -1, None
         if ordinal >= 0 and _has_nccl(group):
             self.number = _join_nccl(group, self.device, timeout)
         else:
-            gloo = Gloo(group)
-            self.number = torch.ops.cumoe.group_create_with(gloo.address, timeout, ordinal)
+            self._gloo = Gloo(group)
+            self.number = self._gloo.create(timeout, ordinal)
         self._closed = weakref.finalize(self, torch.ops.cumoe.group_close, self.number)
         self._closed.atexit = False
-        if gloo:
+        if self._gloo:
             try:
-                gloo.connect(group, timeout or 600.0)
+                self._gloo.connect(timeout or 600.0)
             except RuntimeError:
                 self.close()
                 raise
@@ -66,12 +67,23 @@ class ExpertParallel:
         group's): an error where a rank failed or is late."""
         torch.ops.cumoe.group_wait(self.number, timeout)
 
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around calls that wait for others: an exception that came in the middle of one, as Ctrl-C does, goes on."""
+        try:
+            yield
+        except RuntimeError:
+            if self._gloo and self._gloo.kept:
+                raise self._gloo.kept from None
+            raise
+
     @torch.compiler.disable(reason=_UNTRACED)
     @torch.no_grad()
     def sum_(self, tensor):
         """Add up over all ranks, in place, in their order; it comes back. float64, float32, int64 (sums wrap) or
         int32, of one shape on all ranks."""
-        torch.ops.cumoe.group_sum(self.number, tensor)
+        with self.waiting():
+            torch.ops.cumoe.group_sum(self.number, tensor)
         torch.autograd.graph.increment_version(tensor)
         return tensor
 
@@ -239,7 +251,8 @@ def moe(ep, gate, arguments, keep):
     if training and gate in NOISY and (call is None or call.numel() == 2):
         call = _call_of_all(ep, call, x.size(0))
     operator = _Moe.apply if keep else torch.ops.cumoe.moe_forward
-    return operator(x, *arrays, token_mask, call, numbers, training, keep)
+    with ep.waiting():
+        return operator(x, *arrays, token_mask, call, numbers, training, keep)
 
 
 @torch.compiler.disable(reason=_UNTRACED)
@@ -247,9 +260,10 @@ def experts(ep, arguments, keep):
     """y of the operator experts, likewise."""
     *tensors, numbers = arguments
     numbers = _numbers_of_call(ep, numbers)
-    if keep:
-        return _Experts.apply(*tensors, numbers, True)
-    return torch.ops.cumoe.experts_forward(*tensors, numbers, False)[0]
+    with ep.waiting():
+        if keep:
+            return _Experts.apply(*tensors, numbers, True)
+        return torch.ops.cumoe.experts_forward(*tensors, numbers, False)[0]
 
 
 def _averaged(ep, gradients, first):
@@ -270,7 +284,8 @@ class _Moe(torch.autograd.Function):
         ep = ctx.rest[0].ep
         if ep.average and dlosses is not None:
             dlosses = dlosses * ep.size  # each rank's loss has them: all together
-        gradients = ops.Moe.backward(ctx, dy, dlosses, *others)
+        with ep.waiting():
+            gradients = ops.Moe.backward(ctx, dy, dlosses, *others)
         return _averaged(ep, gradients, 1 + ops.NUM_GATES)
 
 
@@ -280,4 +295,7 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, *others):
-        return _averaged(ctx.rest[0].ep, ops.Experts.backward(ctx, dy, *others), 3)
+        ep = ctx.rest[0].ep
+        with ep.waiting():
+            gradients = ops.Experts.backward(ctx, dy, *others)
+        return _averaged(ep, gradients, 3)

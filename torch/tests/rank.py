@@ -3,6 +3,7 @@ each gives, or the error and how long it took, to a file. Usage: rank.py RANK RA
 
 import datetime
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 import cumoe
+from cumoe import _gloo
 from cases import GATES, gradients, make_moe
 
 H, EXPERTS = 10, 8
@@ -174,8 +176,8 @@ def failing(function, *arguments):
     begin = time.monotonic()
     try:
         function(*arguments)
-    except RuntimeError as error:
-        return str(error).split("\n")[0], time.monotonic() - begin
+    except (Exception, KeyboardInterrupt) as error:
+        return str(error).split("\n")[0] or type(error).__name__, time.monotonic() - begin
 
 
 def short_group():
@@ -212,6 +214,47 @@ def do_abort(ep):
     if RANK == 0:
         threading.Timer(0.5, own.abort).start()
     return failing(own.sum_, torch.zeros(2)), failing(own.wait)
+
+
+def do_abort_within_data(ep):
+    """Of one long message: gloo does not tell those who wait for the rest."""
+    if RANKS > 2:
+        return None
+    own, data = cumoe.ExpertParallel(timeout=10), torch.ones(100_000_000, dtype=torch.uint8)
+
+    def carry():
+        begin = time.monotonic()
+        own._gloo._carry([_gloo._Message(1 - RANK, RANK, data.data_ptr(), data.numel())], begin + 10)
+        return time.monotonic() - begin
+
+    seconds = carry()
+    dist.barrier()
+    if RANK == 0:
+        threading.Timer(seconds / 2, own.abort).start()
+    return failing(lambda: [carry() for _ in range(100)])
+
+
+def do_interrupt(ep):
+    """Ctrl-C in the first rank: where the library computes, which ends in an exchange, and where it waits."""
+    found = []
+    for values in (torch.zeros(4000, 5000).t(), torch.zeros(2)) if RANKS == 2 else ():
+        own, begin = cumoe.ExpertParallel(timeout=10), time.monotonic()
+        values.contiguous()  # which a sum begins with
+        seconds = 0.5 * (time.monotonic() - begin) if values.dim() == 2 else 0.5
+        own.sum_(torch.zeros(1))
+        if RANK == 0:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+        elif values.dim() == 1:
+            time.sleep(1)
+        found.append((failing(own.sum_, values), failing(own.sum_, values)))
+    return found
+
+
+def do_out_of_step(ep):
+    """One rank alone fails before it meets the other: the next group is no worse for it."""
+    if RANKS == 2:
+        first = failing(lambda: cumoe.ExpertParallel(timeout=-1.0 if RANK == 1 else 0.5))
+        return first, short_group().sum_(torch.ones(1))
 
 
 def do_die(ep):

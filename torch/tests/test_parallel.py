@@ -250,6 +250,27 @@ def test_abort(ranks):
         told(later, re.escape(first[0]), 1)
 
 
+def test_abort_within_data(ranks):
+    for r, one in enumerate(ranks(2)):
+        told(one["abort_within_data"], "it has aborted" if r == 0 else "rank 0 has left or failed", 3)
+
+
+def test_an_interrupt(ranks):
+    """Is the exception that it is everywhere; what did not come is taken for nothing, and the other rank is told."""
+    first, second = of(ranks(2), "interrupt")
+    for (interrupt, later), (told_first, _) in zip(first, second):
+        told(interrupt, "KeyboardInterrupt", 1)
+        told(later, "KeyboardInterrupt|interrupted|rank 1", 1)
+        told(told_first, "rank 0 has left or failed", 2.5)
+    assert len(first) == 2
+
+
+def test_a_rank_that_fails_alone(ranks):
+    for r, (first, total) in enumerate(of(ranks(2), "out_of_step")):
+        told(first, "timeout = -1, but must be" if r == 1 else "a rank did not come in 0.5 s", 5)
+        assert total == 2
+
+
 # What one process can tell.
 
 
