@@ -132,6 +132,12 @@ struct SavedBound {
     }
 };
 
+// PyTorch's, for config.max_threads.
+inline int32_t num_threads(const Device &device)
+{
+    return device.is_cuda() ? 0 : static_cast<int32_t>(torch::stable::get_num_threads());
+}
+
 // A configuration without arrays. `sizes`: hidden, intermediate, experts, bias. `type`: a cumoe_dtype_t.
 inline cumoe_config_t bare_config(const Reals &numbers, const Ints &sizes, int64_t type, const Group *group)
 {
@@ -178,7 +184,7 @@ struct Call {
         if (config.activation == CUMOE_ACTIVATION_IDENTITY && sizes.intermediate != sizes.hidden)
             fail("cumoe: w_down has shape " + shape_text(size_of(down)) +
                  ", but with identity must be [experts, hidden, hidden]");
-        if (!device.is_cuda()) config.max_threads = static_cast<int32_t>(torch::stable::get_num_threads());
+        config.max_threads = num_threads(device);
         glu = static_cast<cumoe_glu_placement_t>(to_int32(numbers[GLU], "glu"));
         check_arrays(arrays);
         layer = group ? layer_of_group(numbers) : find_layer(device, config);

@@ -10,8 +10,8 @@ using namespace cumoe_torch;
 namespace
 {
 
-// A transport in Python (_gloo.py). An exchange has failed unless Python's last act says that it has not: the result
-// of a callback is left as it was where an exception comes before its first line, as Ctrl-C does.
+// A transport in Python (_gloo.py). An exchange has failed unless Python's last act says that it has not: the
+// result of a callback is left as it was where an exception comes before its first line, as Ctrl-C does.
 struct Exchange {
     const cumoe_message_t *messages;
     int32_t count, done;
@@ -122,10 +122,19 @@ void group_sum(int64_t group, Tensor data)
     if (!(device_of(data) == ranks->device))
         fail("cumoe: a sum of a tensor on " + device_of(data).name() + ", but the group of ranks is of " +
              ranks->device.name());
+    for (int64_t i = 0; i < data.dim(); i++)
+        if (data.size(i) > 1 && data.stride(i) == 0)
+            fail("cumoe: a sum of an expanded tensor, whose elements share memory: clone() it first");
     const Tensor summed = dense(data);
     check(cumoe_ep_sum(ranks->ep, address(summed), summed.numel(), dtype_of(summed.scalar_type(), "the tensor"),
                        current_stream(ranks->device)));
     if (summed.data_ptr() != data.data_ptr()) torch::stable::copy_(data, summed);
+}
+
+// How many there are.
+int64_t group_plans(int64_t group)
+{
+    return find_group(group)->num_plans();
 }
 
 // A plan that no backward call needs any more.
@@ -140,9 +149,11 @@ std::tuple<int64_t, int64_t> experts_of_rank(Reals numbers, Ints sizes, int64_t 
     const std::shared_ptr<Group> ranks = group_of(numbers);
     if (!ranks) fail("cumoe: a configuration without ranks");
     const DeviceGuard guard = ranks->device.guard();
+    cumoe_config_t config = bare_config(numbers, sizes, type, ranks.get());
+    config.max_threads = num_threads(ranks->device);
     int32_t first, count;
-    check(cumoe_layer_experts_of_rank(ranks->layer(bare_config(numbers, sizes, type, ranks.get())),
-                                      to_int32(static_cast<double>(rank), "rank"), &first, &count));
+    check(cumoe_layer_experts_of_rank(ranks->layer(config), to_int32(static_cast<double>(rank), "rank"), &first,
+                                      &count));
     return {first, count};
 }
 
@@ -157,6 +168,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cumoe, m)
     m.def("group_abort(int group) -> ()");
     m.def("group_wait(int group, float timeout) -> ()");
     m.def("group_sum(int group, Tensor(a!) data) -> ()");
+    m.def("group_plans(int group) -> int");
     m.def("plan_forget(int group, int plan) -> ()");
     m.def("experts_of_rank(float[] numbers, int[] sizes, int type, int rank) -> (int, int)");
 }
@@ -170,6 +182,7 @@ STABLE_TORCH_LIBRARY_IMPL(cumoe, CompositeExplicitAutograd, m)
     m.impl("group_abort", TORCH_BOX(&group_abort));
     m.impl("group_wait", TORCH_BOX(&group_wait));
     m.impl("group_sum", TORCH_BOX(&group_sum));
+    m.impl("group_plans", TORCH_BOX(&group_plans));
     m.impl("plan_forget", TORCH_BOX(&plan_forget));
     m.impl("experts_of_rank", TORCH_BOX(&experts_of_rank));
 }

@@ -39,6 +39,7 @@ class Group
     Group &operator=(const Group &) = delete;
     ~Group()
     {
+        const DeviceGuard guard = device.guard();
         plans.clear();
         for (const auto &layer : layers) cumoe_layer_destroy(layer.second);
         cumoe_ep_destroy(ep);
@@ -73,6 +74,12 @@ class Group
         if (found == plans.end()) return;
         plan.swap(found->second); // which goes behind the lock
         plans.erase(found);
+    }
+
+    int64_t num_plans()
+    {
+        std::lock_guard<std::mutex> lock(plans_mutex);
+        return static_cast<int64_t>(plans.size());
     }
 
   private:

@@ -33,7 +33,9 @@ def number_of(names, name, what):
 
 def numbers_of_ranks(ep, num_experts, exchange_capacity, exchange_chunks):
     """The last of Config.numbers: group, experts of all ranks, capacity, chunks, and place for a plan."""
-    group = ep.number if ep is not None else 0
+    group = getattr(ep, "number", None) if ep is not None else 0
+    if group is None:
+        raise ValueError(f"cumoe: ep = {ep!r}, but must be an ExpertParallel")
     return float(group), float(num_experts), float(exchange_capacity), float(exchange_chunks), 0.0
 
 
@@ -95,7 +97,7 @@ class Config:
         try:
             self.saved_bound(dtype) if self.ep is None else self.own_experts(dtype)
         except RuntimeError as error:
-            if str(error).startswith("cumoe: rank "):  # which failed
+            if str(error).startswith(("cumoe: rank ", "cumoe: the group of ranks ")):  # which failed, or is closed
                 raise
             raise ValueError(str(error).splitlines()[0]) from None
 

@@ -34,6 +34,16 @@ class _ExpertArrays(nn.Module):
         self._add("b_up", config.bias and not identity, E, up, **kind)
         self._add("b_glu", config.bias and separate, E, I, **kind)
         self._add("b_down", config.bias, E, H, **kind)
+        self._mark()
+
+    def _mark(self):
+        """With ranks, experts' parameters, for those who would take them for the same on all."""
+        for name in self.expert_names() if self.config.ep is not None else ():
+            getattr(self, name).cumoe_of_one_rank = True
+
+    def __setstate__(self, state):  # of deepcopy(), which loses marks
+        super().__setstate__(state)
+        self._mark()
 
     def _add(self, name, there, *size, device, dtype):
         """A parameter, or None where the layer does not have it."""
@@ -194,9 +204,6 @@ class MoE(_ExpertArrays):
         ep = self.config.ep
         if ep is None:
             raise RuntimeError("cumoe: sum_gradients(): the layer has no ranks, and its gradients are whole")
-        if ep.average:
-            raise RuntimeError("cumoe: sum_gradients(): the group has average = True, where DistributedDataParallel "
-                               "averages the gradients of gates")
         ep.sum_gradients(self._gates())
 
     @torch.no_grad()

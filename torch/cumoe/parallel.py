@@ -30,7 +30,7 @@ class ExpertParallel:
     the host, by gloo, on connections of their own.
 
     A layer with `ep` is called by all ranks together, in one order, each with tokens of its own, any number, also
-    none; backward likewise, with the same gradients wanted.
+    none; backward likewise. On the CPU it keeps the number of threads that PyTorch has when it is made.
     """
 
     def __init__(self, group=None, timeout=600.0, device=None, average=False):
@@ -90,7 +90,15 @@ class ExpertParallel:
     @torch.no_grad()
     def sum_gradients(self, parameters):
         """Add up the gradients of parameters that every rank has, in one call of all ranks: after backward, once for
-        each optimizer step. Where a rank has no gradient it counts as 0. 16-bit gradients are added up in float32."""
+        each optimizer step. Where a rank has no gradient it counts as 0. 16-bit gradients are added up in float32. Not
+        for parameters of experts, and not with average = True."""
+        if self.average:
+            raise RuntimeError("cumoe: sum_gradients(): the group has average = True, where DistributedDataParallel "
+                               "averages the gradients of what every rank has")
+        parameters = list(parameters)
+        if any(map(_is_of_one_rank, parameters)):
+            raise RuntimeError("cumoe: sum_gradients(): a parameter is of experts, which are this rank's alone and whose "
+                               "gradients are whole: leave out what expert_names() or exclude_experts() names")
         for dtype, some in _by_sum_type(parameters).items():
             parts = [_gradient(parameter).reshape(-1).to(dtype) for parameter in some]
             summed = self.sum_(torch.cat(parts)).split([part.numel() for part in parts])
@@ -191,6 +199,25 @@ def _by_sum_type(parameters):
     return found
 
 
+def _is_of_one_rank(parameter):
+    """As modules mark those of experts."""
+    return getattr(parameter, "cumoe_of_one_rank", False)
+
+
+_checked = weakref.WeakSet()
+
+
+def _refuse_ddp():
+    """Where DistributedDataParallel, which this call is in, would make experts of all ranks one."""
+    ddp = torch.nn.parallel.DistributedDataParallel._get_active_ddp_module()
+    if ddp is None or ddp in _checked:
+        return
+    if any(map(_is_of_one_rank, ddp._module_parameters)):
+        raise RuntimeError("cumoe: DistributedDataParallel has the experts of this rank among its parameters, and has "
+                           "given them the values of rank 0: call exclude_experts(model) before it is made")
+    _checked.add(ddp)
+
+
 def exclude_experts(model):
     """Keep DistributedDataParallel, which is to be made of `model`, from the experts of layers with ranks: every rank
     has its own. Names of their parameters come back."""
@@ -214,6 +241,11 @@ class _Plan:
     def __init__(self, ep):
         self.group, self.number = ep.number, next(self._numbers)
 
+    def end(self):
+        """After a backward call that frees its graph, of which outputs may live on."""
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            self.__del__()
+
     def __del__(self):
         if torch is not None and torch.ops is not None:  # else Python is at its end
             torch.ops.cumoe.plan_forget(self.group, self.number)
@@ -232,13 +264,22 @@ def _numbers_of_call(ep, numbers):
     return made
 
 
+def _check_call(ep, x, call):
+    """Before a sum, from which the others would learn nothing."""
+    if x.device != ep.device:
+        raise RuntimeError(f"cumoe: x is on {x.device}, but the group of ranks is of {ep.device}")
+    if call is not None and (call.device != ep.device or call.dtype != torch.int64 or not 2 <= call.numel() <= 4):
+        raise RuntimeError(f"cumoe: call is {call.dtype} with {call.numel()} elements on {call.device}, but must be "
+                           f"int64 with 2, 3 or 4, on the device of the group of ranks, {ep.device}")
+
+
 def _call_of_all(ep, call, tokens):
     """Seed and offset of rank 0, and this rank's first token among those of all: one sum of a number a rank and two, on
     the device."""
     numbers = torch.zeros(ep.size + 2, dtype=torch.int64, device=ep.device)
     numbers[ep.rank] = tokens
     if ep.rank == 0 and call is not None:
-        numbers[ep.size:] = call
+        numbers[ep.size:] = call.reshape(-1)
     ep.sum_(numbers)
     return torch.cat((numbers[ep.size:], numbers[:ep.rank].sum().view(1)))
 
@@ -247,6 +288,8 @@ def _call_of_all(ep, call, tokens):
 def moe(ep, gate, arguments, keep):
     """What the operator moe gives. `arguments` are its own but for the last."""
     x, *arrays, token_mask, call, numbers, training = arguments
+    _check_call(ep, x, call)
+    _refuse_ddp()
     numbers = _numbers_of_call(ep, numbers)
     if training and gate in NOISY and (call is None or call.numel() == 2):
         call = _call_of_all(ep, call, x.size(0))
@@ -259,6 +302,8 @@ def moe(ep, gate, arguments, keep):
 def experts(ep, arguments, keep):
     """y of the operator experts, likewise."""
     *tensors, numbers = arguments
+    _check_call(ep, tensors[0], None)
+    _refuse_ddp()
     numbers = _numbers_of_call(ep, numbers)
     with ep.waiting():
         if keep:
@@ -275,6 +320,15 @@ def _averaged(ep, gradients, first):
     return (*gradients[:first], *parts, *gradients[last:])
 
 
+def _backward(backward, ctx, *gradients):
+    numbers = ctx.rest[0]
+    with numbers.ep.waiting():
+        found = backward(ctx, *gradients)
+    if numbers.plan:
+        numbers.plan.end()
+    return found
+
+
 class _Moe(torch.autograd.Function):
     forward = staticmethod(ops.Moe.forward)
     jvp = staticmethod(ops.Moe.jvp)
@@ -284,9 +338,7 @@ class _Moe(torch.autograd.Function):
         ep = ctx.rest[0].ep
         if ep.average and dlosses is not None:
             dlosses = dlosses * ep.size  # each rank's loss has them: all together
-        with ep.waiting():
-            gradients = ops.Moe.backward(ctx, dy, dlosses, *others)
-        return _averaged(ep, gradients, 1 + ops.NUM_GATES)
+        return _averaged(ep, _backward(ops.Moe.backward, ctx, dy, dlosses, *others), 1 + ops.NUM_GATES)
 
 
 class _Experts(torch.autograd.Function):
@@ -295,7 +347,4 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, *others):
-        ep = ctx.rest[0].ep
-        with ep.waiting():
-            gradients = ops.Experts.backward(ctx, dy, *others)
-        return _averaged(ep, gradients, 3)
+        return _averaged(ctx.rest[0].ep, _backward(ops.Experts.backward, ctx, dy, *others), 3)

@@ -1,6 +1,7 @@
 """Ranks that share experts: processes over gloo (rank.py) against one that has all experts."""
 
 import copy
+import functools
 import os
 import pathlib
 import pickle
@@ -297,8 +298,16 @@ def test_refusals(ep):
         torch.ops.cumoe.group_create(1, torch.zeros(0), 0, 1, 1.0, -1)
     with pytest.raises(RuntimeError, match="the layer has no ranks"):
         make_moe("noisy_topk").sum_gradients()
-    with pytest.raises(RuntimeError, match="the group has average = True"):
-        cumoe.MoE(8, 8, 4, 2, ep=cumoe.ExpertParallel(average=True)).sum_gradients()
+    averaged = cumoe.MoE(8, 8, 4, 2, ep=cumoe.ExpertParallel(average=True))
+    for call in averaged.sum_gradients, lambda: averaged.config.ep.sum_gradients([averaged.w_gate]):
+        with pytest.raises(RuntimeError, match="the group has average = True"):
+            call()
+    for wrong in dist.group.WORLD, 1:
+        with pytest.raises(ValueError, match="ep = .*, but must be an ExpertParallel"):
+            cumoe.MoE(8, 8, 4, 2, ep=wrong)
+    expanded = torch.ones(1).expand(3)
+    with pytest.raises(RuntimeError, match="a sum of an expanded tensor"):
+        ep.sum_(expanded)
     arrays = [torch.zeros(3, 8, 8)] * 2
     x, index, weight = torch.zeros(1, 8), torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1)
     with pytest.raises(RuntimeError, match="w_down has 3 experts, but this rank has 4 of 4, from 0 on"):
@@ -337,29 +346,68 @@ def test_a_closed_group(ep):
     out = moe(torch.randn(5, 8))
     own.close()
     own.close()
-    for call in out.loss.backward, own.wait, own.abort, lambda: moe(torch.randn(5, 8)):
+    make = functools.partial(cumoe.MoE, 8, 8, 4, 2, ep=own)
+    for call in out.loss.backward, own.wait, own.abort, lambda: moe(torch.randn(5, 8)), make:
         with pytest.raises(RuntimeError, match="the group of ranks is closed"):
             call()
 
 
-def test_plans_end_with_their_graphs(ep, monkeypatch):
-    forgotten = []
-    monkeypatch.setattr(torch.ops.cumoe, "plan_forget", lambda group, plan: forgotten.append(plan))
-    moe, x = cumoe.MoE(8, 8, 4, 2, ep=ep), torch.randn(5, 8)
+def test_plans_end_with_their_graphs(ep):
+    """Also where outputs live on; a graph that is kept keeps its own."""
+    own = cumoe.ExpertParallel(timeout=20)
+    moe, x = cumoe.MoE(8, 8, 4, 2, ep=own), torch.randn(5, 8)
+
+    def plans():
+        return torch.ops.cumoe.group_plans(own.number)
+
     first, second = moe(x), moe(x)
-    assert not forgotten
+    assert plans() == 2
     first.loss.backward()
-    del first
-    assert len(forgotten) == 1
+    assert plans() == 1
     second.loss.backward(retain_graph=True)
+    assert plans() == 1
     second.loss.backward()
-    del second
+    assert plans() == 0
+    third = moe(x)
+    assert plans() == 1
+    del third
     with torch.no_grad():
         moe(x)
-    assert len(forgotten) == 3
-    bounded = cumoe.MoE(8, 8, 4, 2, ep=ep, exchange_capacity=20)
-    bounded(x).loss.backward()
-    assert len(forgotten) == 3
+    experts, index = cumoe.Experts(8, 8, 4, ep=own), torch.zeros(5, 1, dtype=torch.int32)
+    y = experts(x, index, torch.ones(5, 1))
+    assert plans() == 1
+    y.sum().backward()
+    assert plans() == 0
+    bounded = cumoe.MoE(8, 8, 4, 2, ep=own, exchange_capacity=20)(x)
+    assert plans() == 0
+    bounded.loss.backward()
+
+
+def test_experts_are_not_taken_for_everybodys(ep):
+    moe = cumoe.MoE(8, 8, 4, 2, ep=ep, bias=True)
+    for module in moe, copy.deepcopy(moe), copy.deepcopy(moe).double():
+        for name in module.expert_names():
+            with pytest.raises(RuntimeError, match="a parameter is of experts, which are this rank's alone"):
+                ep.sum_gradients([module.w_gate, getattr(module, name)])
+        assert module.w_gate.grad is None
+        module.sum_gradients()
+    model = alone.Model(cumoe.MoE(alone.H, 12, 4, 2, ep=ep))
+    with pytest.raises(RuntimeError, match=r"among its parameters, .* call exclude_experts\(model\) before"):
+        torch.nn.parallel.DistributedDataParallel(model)(torch.randn(5, alone.H))
+    cumoe.exclude_experts(model)
+    torch.nn.parallel.DistributedDataParallel(model)(torch.randn(5, alone.H))
+
+
+@pytest.mark.parametrize("call", [torch.tensor([1.5, 2.0]), torch.tensor([1]), torch.zeros(5, dtype=torch.int64),
+                                  torch.zeros(2, dtype=torch.int64, device="meta")])
+def test_a_call_that_is_none(ep, monkeypatch, call):
+    """Refused before the sum that goes with it, in which others would wait."""
+    moe = cumoe.MoE(8, 8, 4, 2, ep=ep)
+    monkeypatch.setattr(cumoe.ExpertParallel, "sum_", None)
+    with pytest.raises(RuntimeError, match="call is .* but must be int64 with 2, 3 or 4, on the device of the group"):
+        moe(torch.randn(5, 8), call=call)
+    with pytest.raises(RuntimeError, match="x is on meta, but the group of ranks is of cpu"):
+        moe(torch.randn(5, 8, device="meta"))
 
 
 def test_compilers_leave_the_call_alone(ep):
