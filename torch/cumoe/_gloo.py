@@ -13,6 +13,7 @@ import torch.distributed as dist
 _MESSAGES, _HANG_UP = 0, 1  # tags
 _SHORTEST = 1e-3  # seconds: gloo counts milliseconds, and 0 has no end
 _SLICE = 0.5  # seconds between looks at a connection
+_GRACE = 0.05  # seconds after a failure to find what else failed
 _ABORTED = "it has aborted"
 
 
@@ -106,7 +107,11 @@ class Gloo:
 
     def _carry(self, messages, deadline):
         messages.sort(key=lambda message: not message.receive)  # what comes finds its place; else in their order
-        works = [(message.rank, self._start(message)) for message in messages]
+        try:
+            works = [(message.rank, self._start(message)) for message in messages]
+        except RuntimeError as error:
+            reasons = filter(None, map(self._look, dict.fromkeys(message.rank for message in messages)))
+            raise _Failure("; ".join(reasons) or _text(error)) from None
         self._place, lost = 0, None
         self._asked.put((works, deadline))
         while True:
@@ -125,23 +130,20 @@ class Gloo:
     def _wait(self):
         """A thread: gloo's wait() hears neither signals nor, in the middle of data, that a connection has closed."""
         for works, deadline in iter(self._asked.get, None):
-            failure = None
+            reasons = {}  # of all: the first may have hung up for another
             for self._place, (rank, work) in enumerate(works):
                 try:
-                    work.wait(_seconds(deadline - time.monotonic()))
+                    work.wait(_seconds(_GRACE if reasons else deadline - time.monotonic()))
                 except RuntimeError as error:
-                    failure = self._reason(rank, error)
-                    break
+                    if not reasons or "time" not in str(error):  # which closes the others
+                        reasons[rank] = self._reason(rank, error)
             works = work = None
-            self._answers.put(failure)
+            self._answers.put("; ".join(reasons.values()))
 
     def _start(self, message):
         tensor = torch.frombuffer(_memory(message.data, message.size, _WRITE), dtype=torch.uint8)
-        try:
-            move = self._backend.recv if message.receive else self._backend.send
-            return move([tensor], message.rank, _MESSAGES)
-        except RuntimeError as error:
-            raise _Failure(self._reason(message.rank, error)) from None
+        move = self._backend.recv if message.receive else self._backend.send
+        return move([tensor], message.rank, _MESSAGES)
 
     def _look(self, rank):
         """What is wrong with a connection: those that are closed take no receive. It stays, for nothing ever comes."""
