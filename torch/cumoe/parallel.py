@@ -73,9 +73,10 @@ class ExpertParallel:
         try:
             yield
         except RuntimeError:
-            if self._gloo and self._gloo.kept:
-                raise self._gloo.kept from None
-            raise
+            if not self._gloo or not self._gloo.kept:
+                raise
+            kept, self._gloo.kept = self._gloo.kept, None
+            raise kept from None
 
     @torch.compiler.disable(reason=_UNTRACED)
     @torch.no_grad()
