@@ -93,14 +93,18 @@ cumoe_status_t cumoe__exchange_gate(const cumoe_layer_t *layer, const cumoe_gate
     return permute(layer, &layer->parcels, gate->num_tokens, by_parcel, layout->exchange.parcels, layout, stream);
 }
 
-cumoe_context_t cumoe__exchange_context(const cumoe_layer_t *layer, int32_t chunk)
+/* Where a chunk of this rank's experts begins, among all experts. */
+static int32_t first_of_chunk(const cumoe_layer_t *layer, int32_t chunk)
 {
     const cumoe_config_t *config = &layer->context.config;
     const cumoe_ranks_t *ranks = &layer->context.ranks;
-    const int32_t parcel = ranks->rank * config->exchange_chunks + chunk;
+    return cumoe__first_of_parcel(config, ranks->count, ranks->rank * config->exchange_chunks + chunk);
+}
+
+cumoe_context_t cumoe__exchange_context(const cumoe_layer_t *layer, int32_t chunk)
+{
     cumoe_context_t context = layer->experts;
-    context.config.num_experts = cumoe__first_of_parcel(config, ranks->count, parcel + 1) -
-                                 cumoe__first_of_parcel(config, ranks->count, parcel);
+    context.config.num_experts = first_of_chunk(layer, chunk + 1) - first_of_chunk(layer, chunk);
     return context;
 }
 
@@ -110,11 +114,8 @@ cumoe_side_t cumoe__exchange_side(const cumoe_layer_t *layer, const cumoe_layout
 {
     const cumoe_exchange_layout_t *e = &layout->exchange;
     const cumoe_config_t *config = &layer->context.config;
-    const cumoe_ranks_t *ranks = &layer->context.ranks;
     const int64_t row = traffic->chunk[chunk].first_row;
-    const int32_t first =
-        cumoe__first_of_parcel(config, ranks->count, ranks->rank * config->exchange_chunks + chunk) -
-        ranks->first_expert;
+    const int32_t first = first_of_chunk(layer, chunk) - layer->context.ranks.first_expert;
     cumoe_side_t side = {
         .context = cumoe__exchange_context(layer, chunk),
         .weights = cumoe__weights_from(weights, config, first),
@@ -279,8 +280,10 @@ cumoe_status_t cumoe__exchange_take_dweight(const cumoe_layer_t *layer, void *dw
     return ops_of(layer)->gather(&layer->context, &gather, stream);
 }
 
-/* Marks of the layer's own stream. Two of them stand for what chunks compute, turn and turn about. */
+/* Marks: what has come, on the layer's own stream; and what is computed, two for chunks in turn, as the next is
+ * enqueued before somebody waits for the one before. */
 enum { ARRIVED, COMPUTED };
+_Static_assert(COMPUTED + 2 == CUMOE_LANE_MARKS, "a mark for each");
 
 static cumoe_status_t mark(const cumoe_layer_t *layer, const char *function, int which, cumoe_stream_t stream)
 {

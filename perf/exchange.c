@@ -171,9 +171,9 @@ static void count_traffic(share_t *s)
     s->layer.forward.chosen_expert = NULL;
     hear_counts(s);
     if (subject->config.exchange_capacity == 0) return;
-    const int32_t chunks = subject->config.exchange_chunks > 0 ? subject->config.exchange_chunks : 1;
     s->padded = host_counts(s);
-    for (int32_t r = 0; r < s->rank->count; r++) s->padded[r] = chunks * room_of_chunk(&subject->config);
+    for (int32_t r = 0; r < s->rank->count; r++)
+        s->padded[r] = num_chunks(&subject->config) * room_of_chunk(&subject->config);
 }
 
 static int64_t sum_of(const share_t *s, const int64_t *counts)

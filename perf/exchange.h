@@ -72,7 +72,9 @@ size_t share_row_size(const share_t *share);
 const int64_t *share_dispatched(const share_t *share, bool to_others);
 const int64_t *share_returned(const share_t *share, bool to_others);
 
-/* Rows that a chunk of a rank's experts has room for: parallel.h. */
+/* Chunks where there is a capacity, with which the library chooses one; without, no count of rows hangs on them.
+ * And the rows that a chunk of a rank's experts has room for: parallel.h. */
+int32_t num_chunks(const cumoe_config_t *config);
 int64_t room_of_chunk(const cumoe_config_t *config);
 
 /* exchange_rows.c: from choices [T, K] of some tokens the rows for each rank, as far as there is room. */

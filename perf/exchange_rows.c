@@ -18,10 +18,14 @@ static void sort_slots(const int32_t *chosen, int64_t slots, int32_t E, int64_t 
     offset[0] = 0;
 }
 
+int32_t num_chunks(const cumoe_config_t *c)
+{
+    return c->exchange_chunks > 0 ? c->exchange_chunks : 1;
+}
+
 int64_t room_of_chunk(const cumoe_config_t *c)
 {
-    const int32_t chunks = c->exchange_chunks > 0 ? c->exchange_chunks : 1;
-    return (c->exchange_capacity + chunks - 1) / chunks;
+    return (c->exchange_capacity + num_chunks(c) - 1) / num_chunks(c);
 }
 
 void rows_list(share_t *s, const int32_t *chosen, traffic_t *traffic, int64_t *dropped, unsigned char *incomplete,
@@ -29,7 +33,7 @@ void rows_list(share_t *s, const int32_t *chosen, traffic_t *traffic, int64_t *d
 {
     const cumoe_config_t *c = &s->subject->config;
     const int64_t K = c->top_k, T = s->subject->num_tokens, C = room_of_chunk(c);
-    const int32_t chunks = c->exchange_chunks > 0 ? c->exchange_chunks : 1;
+    const int32_t chunks = num_chunks(c);
     int64_t *offset = malloc(((size_t)c->num_experts + 1) * sizeof *offset);
     int64_t *slot = malloc((size_t)(T * K + 1) * sizeof *slot);
     int32_t *last = malloc((size_t)(T + 1) * sizeof *last); /* the last rank that a token goes to */

@@ -10,6 +10,18 @@
 namespace cumoe_torch
 {
 
+// What a map has under a number, or nothing, without holding the mutex when it comes to an end.
+template <typename Value>
+std::shared_ptr<Value> take_out(std::map<int64_t, std::shared_ptr<Value>> &map, std::mutex &mutex, int64_t number)
+{
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto found = map.find(number);
+    if (found == map.end()) return nullptr;
+    std::shared_ptr<Value> taken = std::move(found->second);
+    map.erase(found);
+    return taken;
+}
+
 // Of one forward call, until its last backward call.
 struct Plan {
     cumoe_ep_plan_t *plan = nullptr;
@@ -68,12 +80,7 @@ class Group
 
     void forget(int64_t number)
     {
-        std::shared_ptr<Plan> plan;
-        std::lock_guard<std::mutex> lock(plans_mutex);
-        const auto found = plans.find(number);
-        if (found == plans.end()) return;
-        plan.swap(found->second); // which goes behind the lock
-        plans.erase(found);
+        take_out(plans, plans_mutex, number);
     }
 
     int64_t num_plans()
@@ -114,12 +121,7 @@ class Groups
 
     void remove(int64_t number)
     {
-        std::shared_ptr<Group> group;
-        std::lock_guard<std::mutex> lock(mutex);
-        const auto found = groups.find(number);
-        if (found == groups.end()) return;
-        group.swap(found->second); // which goes behind the lock
-        groups.erase(found);
+        take_out(groups, mutex, number);
     }
 
   private:

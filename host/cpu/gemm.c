@@ -5,7 +5,8 @@
  *   panel         32 columns of B, packed, against all packed rows of A of the task
  *
  * The packed panel (64 KiB) stays in the second-level cache while the packed rows of A stream past it, 2 bytes a
- * cycle, which any cache delivers. So a block has many rows: every block packs the panels of B anew. Nothing is
+ * cycle, which any cache delivers. So a block has many rows: every block packs the panels of B anew. For a few rows
+ * it is not worth packing, and a panel is multiplied as it stands (gemm_few.h). Nothing is
  * shared between threads but the task counter.
  *
  * Where C has 16 bits, the sums stand aside in F32 until they are complete: for one panel if the depth is one
