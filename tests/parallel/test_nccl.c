@@ -1,11 +1,8 @@
 /* The transport over NCCL, with a library in place of NCCL, on the simulated GPU. */
-#include "tests/parallel/nccl_stand_in.h"
+#include "tests/parallel/nccl_group.h"
 #include "tests/parallel/rows.h"
-#include "tests/parallel/turns.h"
-#include "tests/sim/simulator.h"
 
 #include <cuda_runtime_api.h>
-#include <dlfcn.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -14,46 +11,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-static struct {
-    stand_in_fail_t *fail;
-    stand_in_failed_t *failed;
-    stand_in_live_t *live;
-    stand_in_misuse_t *misuse;
-    stand_in_version_t *version;
-    stand_in_alone_t *alone;
-    stand_in_blocking_t *blocking;
-    stand_in_elsewhere_t *elsewhere;
-} stand_in;
-
-static void load(int flags)
-{
-    void *library = dlopen(NCCL_STAND_IN, RTLD_NOW | flags);
-    cr_assert(library, "%s", dlerror());
-#define FIND(name) *(void **)&stand_in.name = dlsym(library, "stand_in_" #name)
-    FIND(fail);
-    FIND(failed);
-    FIND(live);
-    FIND(misuse);
-    FIND(version);
-    FIND(alone);
-    FIND(blocking);
-    FIND(elsewhere);
-#undef FIND
-}
-
-static void use_stand_in(void)
-{
-    load(RTLD_LOCAL);
-    setenv("CUMOE_NCCL", NCCL_STAND_IN, 1);
-}
-
-/* Nothing is left, and nothing was done that NCCL would not survive. */
-static void expect_clean(int live)
-{
-    cr_expect_eq(stand_in.live(), live, "%d communicators are left", stand_in.live() - live);
-    cr_expect_eq(stand_in.misuse(), 0, "%d calls that NCCL would not survive", stand_in.misuse());
-}
 
 static double now(void)
 {
@@ -104,8 +61,6 @@ static cumoe_status_t create_nccl(cumoe_ep_t **ep, const cumoe_handle_t *handle,
     return status;
 }
 
-static const layer_case_t CASE = {"nccl", 24, 8, 12, 6, 2, .pattern = PATTERN_RANDOM};
-
 static void check_ranks(problem_t *p, report_t *report)
 {
     check_ranks_of(p, create_nccl, report);
@@ -143,27 +98,6 @@ Test(nccl, rows)
 }
 
 /* ---- one rank, whose calls fail ---- */
-
-static void make_problem(problem_t *p, const cumoe_handle_t *handle)
-{
-    const problem_options_t options = {.dtype = CUMOE_F32,
-                                       .variant = GATE_VARIANTS[VARIANT_NOISY],
-                                       .seed = random_seed("nccl", 51),
-                                       .max_threads = 1,
-                                       .without_reference = true};
-    report_t report = {0};
-    cr_assert(problem_create(p, handle, &CASE, &options, &report), "%s", report.text);
-}
-
-/* A group of one, or the status of the call that failed. */
-static cumoe_status_t join_alone(cumoe_ep_t **ep, const cumoe_handle_t *handle)
-{
-    cumoe_ep_id_t id;
-    const cumoe_status_t status = cumoe_ep_id_create(&id);
-    if (status != CUMOE_SUCCESS) return status;
-    const cumoe_ep_args_t args = {.struct_size = sizeof args, .id = &id, .num_ranks = 1, .timeout = 20};
-    return cumoe_ep_create(ep, handle, &args);
-}
 
 /* All that a transport does, up to the call that fails. */
 static cumoe_status_t use_group(cumoe_ep_t *ep, const cumoe_handle_t *handle, const problem_t *p)
@@ -443,120 +377,6 @@ Test(nccl, device)
     problem_destroy(&p);
     cumoe_handle_destroy(handle);
     expect_clean(0);
-}
-
-/* ---- capture ---- */
-
-/* Exchanges and sums in a graph: nothing in them waits. */
-Test(nccl, captured)
-{
-    use_stand_in();
-    cumoe_handle_t *handle = suite_handle();
-    report_t report = {0};
-    problem_t p;
-    make_problem(&p, handle);
-    cr_assert(problem_run_forward(&p, &report) && problem_run_backward(&p, &report), "%s", report.text);
-    const ranks_options_t options = {.num_ranks = 1, .capacity = 3 * p.tokens * p.top_k, .chunks = 3};
-    rank_t r = {0};
-    cumoe_ep_t *ep = NULL;
-    cr_assert_eq(join_alone(&ep, handle), CUMOE_SUCCESS, "%s", cumoe_last_error());
-    cr_assert(rank_create(&r, &p, &options, ep), "%s", r.report.text);
-
-    device_call_t call;
-    cudaGraph_t graph;
-    cudaGraphExec_t executable;
-    cumoe_forward_args_t forward = r.forward;
-    cumoe_backward_args_t backward = r.backward;
-    device_begin(&call, handle);
-    device_forward_args(&call, &forward);
-    device_backward_args(&call, &backward);
-    cr_assert_eq(cumoe_stream_synchronize(handle, call.stream), CUMOE_SUCCESS);
-    (void)stand_in.elsewhere(call.stream);
-    cr_assert_eq(cudaStreamBeginCapture(call.stream, cudaStreamCaptureModeGlobal), cudaSuccess);
-    cr_assert_eq(cumoe_layer_forward(r.layer, &forward, call.stream), CUMOE_SUCCESS, "%s", cumoe_last_error());
-    cr_assert_eq(cumoe_layer_backward(r.layer, &backward, call.stream), CUMOE_SUCCESS, "%s", cumoe_last_error());
-    cr_assert_eq(cumoe_ep_sum_gradients(r.layer, backward.gradients, call.stream), CUMOE_SUCCESS, "%s",
-                 cumoe_last_error());
-    cr_expect_gt(stand_in.elsewhere(NULL), 0, "chunks are exchanged on the stream of products");
-    cr_assert_eq(cudaStreamEndCapture(call.stream, &graph), cudaSuccess);
-    cr_assert_eq(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
-    cr_assert_eq(cudaGraphLaunch(executable, call.stream), cudaSuccess);
-    cr_assert_eq(device_download(&call), CUMOE_SUCCESS, "%s", cumoe_last_error());
-    rank_check(&r);
-    EXPECT_EMPTY(r.report);
-    cr_assert_eq(cudaGraphExecDestroy(executable), cudaSuccess);
-    cr_assert_eq(cudaGraphDestroy(graph), cudaSuccess);
-    cr_assert_eq(device_end(&call), CUMOE_SUCCESS);
-    rank_destroy(&r);
-    cumoe_ep_destroy(ep);
-    problem_destroy(&p);
-    cumoe_handle_destroy(handle);
-    expect_clean(0);
-}
-
-/* ---- failures between streams ---- */
-
-static size_t count_changes(const unsigned char *data, size_t size)
-{
-    size_t changes = 0;
-    for (size_t i = 0; i < size; i++) changes += data[i] != i % 251;
-    return changes;
-}
-
-static void set_numbers(unsigned char *data, size_t size)
-{
-    for (size_t i = 0; i < size; i++) data[i] = (unsigned char)(i % 251);
-}
-
-/* Forward in chunks, in which a call of CUDA fails, be it the library's or the stand-in's; how many calls there
- * were. Once the caller's stream is done, nobody writes into the buffers. */
-static int64_t fail_forward(const problem_t *p, const ranks_options_t *options, int64_t number)
-{
-    rank_t r = {0};
-    cumoe_ep_t *ep = NULL;
-    device_call_t call;
-    cr_assert_eq(join_alone(&ep, p->handle), CUMOE_SUCCESS, "%s", cumoe_last_error());
-    cr_assert(rank_create(&r, p, options, ep), "%s", r.report.text);
-    cumoe_forward_args_t forward = r.forward;
-    device_begin(&call, p->handle);
-    device_forward_args(&call, &forward);
-    cr_assert_eq(cumoe_stream_synchronize(p->handle, call.stream), CUMOE_SUCCESS);
-    const int64_t before = sim_num_calls();
-    sim_fail_call(number);
-    const cumoe_status_t status = cumoe_layer_forward(r.layer, &forward, call.stream);
-    const int64_t calls = sim_num_calls() - before;
-    sim_fail_call(0);
-    cr_expect(status == CUMOE_SUCCESS || status == CUMOE_CUDA_ERROR || status == CUMOE_COMM_ERROR, "%s",
-              cumoe_last_error());
-    cudaStreamSynchronize(call.stream);
-    set_numbers(forward.workspace, forward.workspace_size);
-    set_numbers(forward.saved, forward.saved_size);
-    cumoe_layer_destroy(r.layer); /* everything of its own stream is done */
-    r.layer = NULL;
-    cr_expect_eq(count_changes(forward.workspace, forward.workspace_size) +
-                     count_changes(forward.saved, forward.saved_size),
-                 0, "call %lld", (long long)number);
-    (void)device_end(&call);
-    rank_destroy(&r);
-    cumoe_ep_destroy(ep);
-    return calls;
-}
-
-Test(nccl, chunks_fail)
-{
-    use_stand_in();
-    cumoe_handle_t *handle = suite_handle();
-    report_t report = {0};
-    problem_t p;
-    make_problem(&p, handle);
-    cr_assert(problem_run_forward(&p, &report), "%s", report.text);
-    const ranks_options_t options = {.num_ranks = 1, .capacity = 3 * p.tokens * p.top_k, .chunks = 3};
-    const int64_t calls = fail_forward(&p, &options, 0);
-    cr_expect_gt(calls, 100);
-    for (int64_t number = 1; number <= calls; number++) fail_forward(&p, &options, number);
-    problem_destroy(&p);
-    cumoe_handle_destroy(handle);
-    cr_expect_eq(stand_in.live(), 0); /* misuse tells nothing where its own questions for the device fail */
 }
 
 /* ---- where NCCL comes from ---- */
