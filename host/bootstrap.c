@@ -115,7 +115,7 @@ static int listen_to(sa_family_t family, int32_t port)
     if (prepare(fd) && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0 &&
         bind(fd, is_six ? (const struct sockaddr *)&six : (const struct sockaddr *)&four,
              is_six ? sizeof six : sizeof four) == 0 &&
-        listen(fd, 128) == 0)
+        listen(fd, SOMAXCONN) == 0) /* where it is full, a rank tries again after a second */
         return fd;
     const int error = errno;
     close(fd);
@@ -145,16 +145,20 @@ static void make_room(host_t *host)
     dismiss(host, oldest);
 }
 
+/* Those who wait at the door, but no more than there are places beside ranks: none of them goes for another before
+ * it has been heard. */
 static void let_in(host_t *host)
 {
-    const int fd = accept(host->listener, NULL, NULL);
-    if (fd < 0) return;
-    if (!prepare(fd)) {
-        close(fd);
-        return;
+    for (int i = 0; i < SPARE_GUESTS; i++) {
+        const int fd = accept(host->listener, NULL, NULL);
+        if (fd < 0) return;
+        if (!prepare(fd)) {
+            close(fd);
+            continue;
+        }
+        if (host->num_guests == host->max_guests) make_room(host);
+        host->guests[host->num_guests++] = (guest_t){.fd = fd, .rank = -1, .came = seconds()};
     }
-    if (host->num_guests == host->max_guests) make_room(host);
-    host->guests[host->num_guests++] = (guest_t){.fd = fd, .rank = -1, .came = seconds()};
 }
 
 /* VALUE: what rank 0 has. */

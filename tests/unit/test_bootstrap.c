@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 enum { SIZE = 128, HELLO = 24, REPLY = 16 };
+static const double LONG = 100; /* seconds: how slow the machine may be */
 static const char F[] = "cumoe_ep_create";
 
 static double now(void)
@@ -28,7 +29,7 @@ static int open_socket(int32_t port, bool listens)
     const int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
     const struct sockaddr_in address = {
         .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    const struct timeval patience = {.tv_sec = 15};
+    const struct timeval patience = {.tv_sec = (time_t)LONG};
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     if (listens ? bind(fd, (const struct sockaddr *)&address, sizeof address) == 0 && listen(fd, 16) == 0
@@ -53,7 +54,7 @@ static int visit(int32_t port)
 {
     int fd;
     for (const double begin = now(); (fd = open_socket(port, false)) < 0; usleep(2000))
-        cr_assert(now() - begin < 10, "nobody listens");
+        cr_assert(now() - begin < LONG, "nobody listens");
     return fd;
 }
 
@@ -69,7 +70,7 @@ static pid_t fork_child(void)
 static cumoe_meeting_t meeting_at(int32_t port, int32_t rank, int32_t num_ranks)
 {
     return (cumoe_meeting_t){
-        .function = F, .address = "127.0.0.1", .port = port, .rank = rank, .num_ranks = num_ranks, .timeout = 10};
+        .function = F, .address = "127.0.0.1", .port = port, .rank = rank, .num_ranks = num_ranks, .timeout = LONG};
 }
 
 /* Whether a rank gets what is EXPECTED: rank 0's bytes, or a sentence with that in it, and all bytes as they were.
@@ -150,12 +151,12 @@ Test(bootstrap, late)
 {
     const double begin = now();
     cumoe_meeting_t zero = meeting_at(free_port(), 0, 4);
-    zero.timeout = 0.5;
+    zero.timeout = 1;
     cumoe_meeting_t one = meeting_at(zero.port, 1, 4), three = meeting_at(zero.port, 3, 4);
-    one.timeout = three.timeout = 1;
+    one.timeout = three.timeout = 2;
     const pid_t children[] = {start(&zero, 0, "rank 0 of 4: rank 2 did not come to port"),
                               start(&one, 0, "rank 1 of 4: no answer from rank 0 at 127.0.0.1, port"),
-                              start(&three, 0, "within 1 s")};
+                              start(&three, 0, "within 2 s")};
     for (int i = 0; i < 3; i++) finish(children[i]);
     cr_expect(now() - begin < 10);
 }
@@ -225,7 +226,7 @@ Test(bootstrap, wrong_hellos)
         cr_expect_eq(memcmp(reply, right, REPLY), 0, "hello %zu", i);
         close(fd);
     }
-    usleep(100000); /* rank 1 is there */
+    usleep(500000); /* rank 1 is there */
     cr_expect(meet(&one, "rank 1 of 3: rank 1 has come already, but every rank must be there once"));
     cr_expect(meet(&five, "rank 1 of 5: rank 0 knows of 3 ranks, but the number must be the same"));
     cr_expect(meet(&two, NULL));
