@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 enum { SIZE = 128, HELLO = 24, REPLY = 16 };
-static const double LONG = 100; /* seconds: how slow the machine may be */
+static const double LONG = 10; /* seconds: how slow the machine may be */
 static const char F[] = "cumoe_ep_create";
 
 static double now(void)
