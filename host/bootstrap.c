@@ -123,15 +123,20 @@ static int listen_to(sa_family_t family, int32_t port)
     return -1;
 }
 
+/* The guest is a rank no more. */
+static void forget(host_t *host, guest_t *guest)
+{
+    if (guest->rank < 0) return;
+    host->here[guest->rank] = false;
+    host->missing++;
+    guest->rank = -1;
+}
+
 static void dismiss(host_t *host, int32_t i)
 {
-    guest_t *guest = &host->guests[i];
-    close(guest->fd);
-    if (guest->rank >= 0) {
-        host->here[guest->rank] = false;
-        host->missing++;
-    }
-    *guest = host->guests[--host->num_guests];
+    forget(host, &host->guests[i]);
+    close(host->guests[i].fd);
+    host->guests[i] = host->guests[--host->num_guests];
 }
 
 /* Room for one more: of those who have said nothing, the one that has been here longest goes. There is one, as
@@ -161,8 +166,24 @@ static void let_in(host_t *host)
     }
 }
 
+/* Of a rank that has come, only that it is still there: it says nothing more. */
+static bool stays(const guest_t *guest)
+{
+    char byte;
+    const ssize_t got = recv(guest->fd, &byte, 1, MSG_PEEK);
+    return got < 0 && try_again(errno);
+}
+
+/* One that has come and left leaves the place to the next. */
+static bool is_taken(host_t *host, int32_t rank)
+{
+    for (int32_t i = 0; host->here[rank] && i < host->num_guests; i++)
+        if (host->guests[i].rank == rank && !stays(&host->guests[i])) forget(host, &host->guests[i]);
+    return host->here[rank];
+}
+
 /* VALUE: what rank 0 has. */
-static verdict_t judge(const host_t *host, const unsigned char *hello, uint32_t *value)
+static verdict_t judge(host_t *host, const unsigned char *hello, uint32_t *value)
 {
     const unsigned char *numbers = hello + MAGIC_SIZE;
     const uint32_t rank = get32(numbers + 4), num_ranks = (uint32_t)host->meeting->num_ranks;
@@ -175,7 +196,7 @@ static verdict_t judge(const host_t *host, const unsigned char *hello, uint32_t 
     *value = num_ranks;
     if (rank >= num_ranks) return NO_SUCH_RANK;
     *value = rank;
-    return host->here[rank] ? TAKEN : WELCOME;
+    return is_taken(host, (int32_t)rank) ? TAKEN : WELCOME;
 }
 
 static void make_reply(unsigned char *reply, verdict_t verdict, uint32_t value)
@@ -185,7 +206,7 @@ static void make_reply(unsigned char *reply, verdict_t verdict, uint32_t value)
     put32(reply + MAGIC_SIZE + 4, value);
 }
 
-/* The guest stays if this gives true. A rank that has come says nothing more: it waits, or it has gone. */
+/* The guest stays if this gives true. */
 static bool hear(host_t *host, guest_t *guest)
 {
     const ssize_t got = recv(guest->fd, guest->hello + guest->got, HELLO_SIZE - guest->got, 0);
@@ -208,14 +229,6 @@ static bool hear(host_t *host, guest_t *guest)
     return true;
 }
 
-/* Of a rank that has come, only that it is still there. */
-static bool stays(const guest_t *guest)
-{
-    char byte;
-    const ssize_t got = recv(guest->fd, &byte, 1, MSG_PEEK);
-    return got < 0 && try_again(errno);
-}
-
 static void serve(host_t *host)
 {
     host->sockets[0] = (struct pollfd){.fd = host->listener, .events = POLLIN};
@@ -234,10 +247,18 @@ static void serve(host_t *host)
     if (host->sockets[0].revents) let_in(host);
 }
 
+/* Whether every rank has come, and not left since. */
+static bool is_complete(host_t *host)
+{
+    for (int32_t i = host->num_guests - 1; host->missing == 0 && i >= 0; i--)
+        if (host->guests[i].rank >= 0 && !stays(&host->guests[i])) dismiss(host, i);
+    return host->missing == 0;
+}
+
 static cumoe_status_t receive_all(host_t *host, const void *data)
 {
     const cumoe_meeting_t *m = host->meeting;
-    while (host->missing > 0) {
+    while (!is_complete(host)) {
         int32_t late = 0;
         while (host->here[late]) late++;
         CUMOE_REQUIRE(seconds() < host->deadline, COMM_ERROR,
@@ -332,18 +353,29 @@ static double sooner(double a, double b)
     return a < b ? a : b;
 }
 
+/* A port that nobody listens at may be that of the connection itself. */
+static bool is_oneself(int fd)
+{
+    struct sockaddr_storage here = {0}, there = {0};
+    socklen_t here_size = sizeof here, there_size = sizeof there;
+    return getsockname(fd, (struct sockaddr *)&here, &here_size) == 0 &&
+           getpeername(fd, (struct sockaddr *)&there, &there_size) == 0 && here_size == there_size &&
+           memcmp(&here, &there, here_size) == 0;
+}
+
 static bool reach(visit_t *visit, int fd, const struct addrinfo *address)
 {
     const double deadline = sooner(visit->deadline, seconds() + PATIENCE);
     if (!prepare(fd)) return fail_step(visit, "fcntl", errno);
-    if (connect(fd, address->ai_addr, address->ai_addrlen) == 0) return true;
-    if (errno != EINPROGRESS && errno != EINTR) return fail_step(visit, "connect", errno);
-    struct pollfd socket = {.fd = fd, .events = POLLOUT};
-    while (!socket.revents && seconds() < deadline) wait_for(&socket, 1, deadline);
-    if (!socket.revents) return run_out(visit, "connect");
-    int error;
-    socklen_t size = sizeof error;
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) error = errno;
+    int error = connect(fd, address->ai_addr, address->ai_addrlen) == 0 ? 0 : errno;
+    if (error == EINPROGRESS || error == EINTR) {
+        struct pollfd socket = {.fd = fd, .events = POLLOUT};
+        while (!socket.revents && seconds() < deadline) wait_for(&socket, 1, deadline);
+        if (!socket.revents) return run_out(visit, "connect");
+        socklen_t size = sizeof error;
+        if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) error = errno;
+    }
+    if (error == 0 && is_oneself(fd)) error = ECONNREFUSED;
     return error == 0 || fail_step(visit, "connect", error);
 }
 

@@ -1,11 +1,16 @@
 /* Ranks as processes that meet over TCP, and what comes to the port beside them. */
+#define _GNU_SOURCE /* unshare() */
 #include "host/bootstrap.h"
 #include "tests/suite.h"
 
+#include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -39,13 +44,15 @@ static int open_socket(int32_t port, bool listens)
     return -1;
 }
 
+/* A port that is this test's alone: the socket stays, without listening, which keeps others from it. */
 static int32_t free_port(void)
 {
-    struct sockaddr_in address;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
-    const int fd = open_socket(0, true);
-    cr_assert(fd >= 0 && getsockname(fd, (struct sockaddr *)&address, &size) == 0);
-    close(fd);
+    const int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+    cr_assert(fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0);
+    cr_assert(bind(fd, (const struct sockaddr *)&address, size) == 0);
+    cr_assert(getsockname(fd, (struct sockaddr *)&address, &size) == 0);
     return ntohs(address.sin_port);
 }
 
@@ -262,6 +269,51 @@ Test(bootstrap, strangers)
     finish(host);
     close(slow);
     for (int i = 0; i < 150; i++) close(silent[i]);
+}
+
+/* Ranks that have left before rank 0 has heard them are not there, and keep no place from those who come. */
+Test(bootstrap, ghosts)
+{
+    const cumoe_meeting_t zero = meeting_at(free_port(), 0, 3), two = meeting_at(zero.port, 2, 3);
+    const pid_t host = start(&zero, 0, NULL);
+    unsigned char hello[HELLO], reply[REPLY + SIZE + 1];
+    close(visit(zero.port));
+    kill(host, SIGSTOP);
+    const int one = visit(zero.port);
+    for (uint32_t rank = 1; rank < 3; rank++) {
+        const int ghost = visit(zero.port);
+        make_hello(hello, 1, rank, 3, SIZE);
+        say(ghost, hello, HELLO);
+        close(ghost);
+    }
+    make_hello(hello, 1, 1, 3, SIZE);
+    say(one, hello, HELLO);
+    kill(host, SIGCONT);
+    cr_expect(meet(&two, NULL));
+    cr_expect_eq(hear(one, reply, sizeof reply), (size_t)(REPLY + SIZE));
+    close(one);
+    finish(host);
+}
+
+/* Into a network of its own, with one port for those who connect; false if this system does not let it. */
+static bool enter_network(void)
+{
+    struct ifreq loopback = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+    if (unshare(CLONE_NEWNET) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0) return false;
+    const int fd = socket(AF_INET, SOCK_DGRAM, 0), ports = open("/proc/sys/net/ipv4/ip_local_port_range", O_WRONLY);
+    const bool entered = ioctl(fd, SIOCSIFFLAGS, &loopback) == 0 && write(ports, "40000 40000", 11) == 11;
+    close(fd);
+    close(ports);
+    return entered;
+}
+
+/* Who connects to a port at which nobody listens may get that port himself, here must, and hears his own hello. */
+Test(bootstrap, oneself)
+{
+    if (!enter_network()) cr_skip_test("no network of its own");
+    cumoe_meeting_t one = meeting_at(40000, 1, 2);
+    one.timeout = 1;
+    cr_expect(meet(&one, "rank 1 of 2: no answer from rank 0 at 127.0.0.1, port 40000"));
 }
 
 /* A process that listens at the port, and does SERVE with each who comes. */
