@@ -9,6 +9,9 @@
 
 enum { COLUMNS = CUMOE_CPU_GEMM_COLUMNS, BIAS_COLUMNS = 128 };
 
+/* A gradient of that size is not in the cache any more when somebody reads it. */
+static const int64_t STREAM_BYTES = 32 << 20;
+
 /* What the epilogues know. */
 typedef struct {
     const cumoe_config_t *config;
@@ -222,6 +225,7 @@ static void weight_gradient(const cumoe_config_t *c, cumoe_matrix_t gradient, in
         .c_row_stride = gradient.row_stride,
         .c_col_stride = gradient.col_stride,
         .add = mode == CUMOE_GRADIENT_ADD,
+        .stream = c->num_experts * rows * cols * (int64_t)cumoe__dtype_size(gradient.dtype) >= STREAM_BYTES,
     };
     cumoe__cpu_gemm(&gemm, c->max_threads, workspace);
 }

@@ -15,6 +15,7 @@
 #include "host/cpu/cpu.h"
 #include "host/cpu/float16.h"
 #include "host/cpu/gemm_tile.h"
+#include "host/cpu/stream.h"
 
 #include <omp.h>
 #include <stdatomic.h>
@@ -48,6 +49,8 @@ typedef struct plan {
     const kernel_t *kernel;
     pack_form_t form_a[2], form_b[2];
     bool staged;        /* C has 16 bits: sums stand aside until they are complete */
+    bool zeros_stream;  /* what is written past the caches: zeros, */
+    bool sums_stream;   /* and sums */
     int64_t panels;     /* of all columns */
     int64_t col_ranges; /* panels are cut into so many tasks */
     int64_t block_depth;
@@ -136,16 +139,20 @@ CUMOE_CPU_CLONES static void widen_block(const uint16_t *from, int64_t row_strid
 }
 
 CUMOE_CPU_CLONES static void narrow_block(const float *from, int64_t from_stride, bool bf16, int64_t rows,
-                                          int64_t cols, uint16_t *to, int64_t row_stride, int64_t col_stride)
+                                          int64_t cols, uint16_t *to, int64_t row_stride, int64_t col_stride,
+                                          bool stream)
 {
     for (int64_t i = 0; i < rows; i++) {
         const float *sum = from + i * from_stride;
-        uint16_t *row = to + i * row_stride, half[PANEL]; /* all of them: what is behind cols costs nothing */
+        uint16_t *row = to + i * row_stride;
+        _Alignas(CUMOE_STREAM_LINE) uint16_t half[PANEL]; /* all of them: what is behind cols costs nothing */
         if (bf16)
             for (int j = 0; j < PANEL; j++) half[j] = f32_to_bf16(sum[j]);
         else
             for (int j = 0; j < PANEL; j++) half[j] = f32_to_f16(sum[j]);
-        if (cols == PANEL && col_stride == 1)
+        if (cols == PANEL && stream)
+            cumoe__stream_copy(row, half, sizeof half);
+        else if (cols == PANEL && col_stride == 1)
             memcpy(row, half, sizeof half);
         else
             for (int64_t j = 0; j < cols; j++) row[j * col_stride] = half[j];
@@ -202,7 +209,7 @@ static void finish_panel(const plan_t *plan, const panel_t *p)
     if (gemm->epilogue) gemm->epilogue(gemm->context, &p->block);
     for (int part = 0; plan->staged && part < gemm->parts; part++)
         narrow_block(p->block.sum[part], PANEL, gemm->c_dtype == CUMOE_BF16, p->block.rows, p->block.cols,
-                     (uint16_t *)gemm->c[part] + p->c, gemm->c_row_stride, gemm->c_col_stride);
+                     (uint16_t *)gemm->c[part] + p->c, gemm->c_row_stride, gemm->c_col_stride, plan->sums_stream);
 }
 
 /* A piece of the depth: of one term, at most block_depth long. */
@@ -257,7 +264,8 @@ static void run_panel(const plan_t *plan, const task_t *task, const piece_t *pie
                                .depth = piece->depths,
                                .row_stride = p->block.sum_stride,
                                .col_stride = plan->staged ? 1 : gemm->c_col_stride,
-                               .accumulate = !piece->first || gemm->add};
+                               .accumulate = !piece->first || gemm->add,
+                               .stream = plan->sums_stream && !plan->staged && piece->first && piece->last};
         if (skips_packing(plan, &pack, &block)) {
             plan->kernel->few[source_of(pack.factor)](&pack, &block);
         } else {
@@ -269,17 +277,23 @@ static void run_panel(const plan_t *plan, const task_t *task, const piece_t *pie
 }
 
 /* A sum of nothing: zeros, or what is there. The columns, or the rows, of a task stand side by side. */
-static void run_empty_task(const cumoe_cpu_gemm_t *gemm, const task_t *task)
+static void run_empty_task(const plan_t *plan, const task_t *task)
 {
+    const cumoe_cpu_gemm_t *gemm = plan->gemm;
     const size_t element = cumoe__dtype_size(gemm->c_dtype);
     const int64_t first = first_element(gemm, task, task->col);
     const bool by_rows = gemm->c_col_stride == 1;
     const int64_t cols = task->col_end - task->col, lines = by_rows ? task->rows : cols;
     const int64_t stride = by_rows ? gemm->c_row_stride : gemm->c_col_stride;
+    const size_t size = (size_t)(by_rows ? cols : task->rows) * element;
     for (int part = 0; !gemm->add && part < gemm->parts; part++)
-        for (int64_t i = 0; i < lines; i++)
-            memset((char *)gemm->c[part] + (size_t)(first + i * stride) * element, 0,
-                   (size_t)(by_rows ? cols : task->rows) * element);
+        for (int64_t i = 0; i < lines; i++) {
+            char *line = (char *)gemm->c[part] + (size_t)(first + i * stride) * element;
+            if (plan->zeros_stream)
+                cumoe__stream_zeros(line, size);
+            else
+                memset(line, 0, size);
+        }
 }
 
 static void run_task(const plan_t *plan, const task_t *task, void *scratch)
@@ -287,7 +301,7 @@ static void run_task(const plan_t *plan, const task_t *task, void *scratch)
     const cumoe_cpu_gemm_t *gemm = plan->gemm;
     const bool side_by_side = gemm->c_col_stride == 1 || gemm->c_row_stride == 1;
     if (task->depths == 0 && !gemm->epilogue && (side_by_side || gemm->add)) {
-        run_empty_task(gemm, task);
+        run_empty_task(plan, task);
         return;
     }
     void *packed_b = (char *)scratch + BLOCK_ROWS * BLOCK_DEPTH_BYTES;
@@ -331,6 +345,14 @@ static double work(const cumoe_cpu_gemm_t *gemm)
     return parts * (double)gemm->m * (cut + (gemm->add ? 0 : written * (double)gemm->groups));
 }
 
+static bool is_on_lines(const cumoe_cpu_gemm_t *gemm)
+{
+    const uintptr_t element = cumoe__dtype_size(gemm->c_dtype),
+                    second = gemm->parts == 2 ? (uintptr_t)gemm->c[1] : 0;
+    const uintptr_t strides = (uintptr_t)(gemm->c_group_stride | gemm->c_row_stride) * element;
+    return ((uintptr_t)gemm->c[0] | second | strides) % CUMOE_STREAM_LINE == 0;
+}
+
 bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int threads, void *workspace)
 {
     const kernel_t *kernel = cumoe__cpu_gemm_kernel(isa, gemm->c_dtype == CUMOE_F64);
@@ -341,11 +363,14 @@ bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int
     if (tasks == 0 || gemm->n <= 0) return true;
     if (work(gemm) < SERIAL_MULTIPLY_ADDS) threads = 1;
     const int64_t panels = ceil_div(gemm->n, PANEL);
+    const bool stream = gemm->stream && !gemm->add;
     const plan_t plan = {.gemm = gemm,
                          .kernel = kernel,
                          .form_a = {choose_form(&gemm->a[0]), choose_form(&gemm->a[1])},
                          .form_b = {choose_form(&gemm->b[0]), choose_form(&gemm->b[1])},
                          .staged = gemm->c_dtype == CUMOE_BF16 || gemm->c_dtype == CUMOE_F16,
+                         .zeros_stream = stream,
+                         .sums_stream = stream && gemm->c_col_stride == 1 && is_on_lines(gemm),
                          .panels = panels,
                          .col_ranges =
                              threads == 1 ? 1 : min64(panels, ceil_div((int64_t)threads * TASKS_PER_THREAD, tasks)),
@@ -360,6 +385,7 @@ bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int
         while (find_task(&plan, &cursor, atomic_fetch_add_explicit(&next, 1, memory_order_relaxed), &task)) {
             run_task(&plan, &task, scratch);
         }
+        if (stream) cumoe__stream_end();
     }
     return true;
 }

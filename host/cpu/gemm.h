@@ -55,6 +55,10 @@ typedef struct cumoe_cpu_gemm {
     int64_t c_group_stride, c_row_stride, c_col_stride; /* elements; any, but fastest with c_col_stride = 1 */
     bool add; /* start from the old C, not touched by an empty k range; else from 0, which that writes */
 
+    /* C is so large that it is written past the caches; not with add. It should begin on lines of 64 bytes, each
+     * group and row too: where it does not, only zeros go there. */
+    bool stream;
+
     /* Called once for every finished block of columns, all parts done and still in cache; what it leaves in the
      * sums goes to C. Blocks come in any order from any thread. Needs c_col_stride = 1. NULL = none. */
     void (*epilogue)(const void *context, const cumoe_cpu_block_t *block);

@@ -4,6 +4,7 @@
  *   VECTOR_BYTES  of a vector register
  *   VECTOR_QUADS  four SCALARs are so many times in it
  *   FMA(a, b, c)  a b + c for vectors
+ *   STREAM(p, v)  stores a vector past the caches
  *   MR            rows of a tile; its columns are NR, two vectors
  *   NAME(x)       x with the suffix of this instance
  *   TARGET        the attribute that lets the compiler use the instructions
@@ -60,15 +61,15 @@ typedef uint16_t NAME(halves) __attribute__((vector_size(VECTOR_BYTES / 2)));
 #include "host/cpu/gemm_pack.h"
 #endif
 
-/* c[rows, NR] = (accumulate ? c : 0) + a b,  a [depth, rows], b [depth, NR]. */
-TARGET ALWAYS_INLINE void NAME(tile)(const int rows, int64_t depth, const SCALAR *restrict a,
-                                     const SCALAR *restrict b, SCALAR *restrict c, int64_t c_stride,
-                                     bool accumulate)
+/* c[rows, NR] = (accumulate ? c : 0) + a b,  a [depth, rows], b [depth, NR]; c is a part of the block's. */
+TARGET ALWAYS_INLINE void NAME(tile)(const int rows, const block_t *block, const SCALAR *restrict a,
+                                     const SCALAR *restrict b, SCALAR *restrict c)
 {
+    const int64_t depth = block->depth, c_stride = block->row_stride;
     NAME(vector) sum[MR][2];
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (NAME(vector)){0};
-    if (accumulate) {
+    if (block->accumulate) {
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++) {
             sum[i][0] = *(const NAME(loose_vector) *)(c + i * c_stride);
@@ -85,6 +86,14 @@ TARGET ALWAYS_INLINE void NAME(tile)(const int rows, int64_t depth, const SCALAR
             sum[i][1] = FMA(ai, b1, sum[i][1]);
         }
     }
+    if (block->stream) {
+#pragma GCC unroll 14
+        for (int i = 0; i < rows; i++) {
+            STREAM(c + i * c_stride, sum[i][0]);
+            STREAM(c + i * c_stride + LANES, sum[i][1]);
+        }
+        return;
+    }
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++) {
         *(NAME(loose_vector) *)(c + i * c_stride) = sum[i][0];
@@ -93,10 +102,9 @@ TARGET ALWAYS_INLINE void NAME(tile)(const int rows, int64_t depth, const SCALAR
 }
 
 #define TILE(rows)                                                                                                 \
-    TARGET static void NAME(tile_##rows)(int64_t depth, const SCALAR *a, const SCALAR *b, SCALAR *c,               \
-                                         int64_t c_stride, bool accumulate)                                        \
+    TARGET static void NAME(tile_##rows)(const block_t *block, const SCALAR *a, const SCALAR *b, SCALAR *c)        \
     {                                                                                                              \
-        NAME(tile)(rows, depth, a, b, c, c_stride, accumulate);                                                    \
+        NAME(tile)(rows, block, a, b, c);                                                                          \
     }
 TILE(1)
 TILE(2)
@@ -118,7 +126,7 @@ TILE(14)
 #endif
 #undef TILE
 
-static void (*const NAME(tiles)[MR])(int64_t, const SCALAR *, const SCALAR *, SCALAR *, int64_t, bool) = {
+static void (*const NAME(tiles)[MR])(const block_t *, const SCALAR *, const SCALAR *, SCALAR *) = {
     NAME(tile_1),  NAME(tile_2),  NAME(tile_3),  NAME(tile_4),
 #if MR > 4
     NAME(tile_5),  NAME(tile_6),
@@ -134,12 +142,13 @@ TARGET static void NAME(rim_tile)(const block_t *block, int rows, int64_t cols, 
                                   SCALAR *c)
 {
     SCALAR aside[MR * NR] = {0};
+    const block_t whole = {.depth = block->depth, .row_stride = NR, .accumulate = block->accumulate};
     if (block->accumulate) {
         for (int i = 0; i < rows; i++) {
             for (int64_t j = 0; j < cols; j++) aside[i * NR + j] = c[i * block->row_stride + j * block->col_stride];
         }
     }
-    NAME(tiles)[rows - 1](block->depth, a, b, aside, NR, block->accumulate);
+    NAME(tiles)[rows - 1](&whole, a, b, aside);
     for (int i = 0; i < rows; i++) {
         for (int64_t j = 0; j < cols; j++) c[i * block->row_stride + j * block->col_stride] = aside[i * NR + j];
     }
@@ -156,7 +165,7 @@ TARGET static void NAME(block)(const block_t *block)
             const SCALAR *a = (const SCALAR *)block->a + i * block->depth;
             SCALAR *c = (SCALAR *)block->c + i * block->row_stride + j * block->col_stride;
             if (cols == NR && block->col_stride == 1) {
-                NAME(tiles)[rows - 1](block->depth, a, b, c, block->row_stride, block->accumulate);
+                NAME(tiles)[rows - 1](block, a, b, c);
             } else {
                 NAME(rim_tile)(block, rows, cols, a, b, c);
             }
@@ -189,6 +198,7 @@ static const kernel_t NAME(kernel) = {
 #undef VECTOR_BYTES
 #undef VECTOR_QUADS
 #undef FMA
+#undef STREAM
 #undef MR
 #undef NAME
 #undef TARGET

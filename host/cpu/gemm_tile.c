@@ -40,10 +40,19 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 #define PORTABLE_FMA_F64(a, b, c) ((a) * (b) + (c))
 #endif
 
+#if defined(__x86_64__)
+#define PORTABLE_STREAM_F32(p, v) _mm_stream_ps(p, v)
+#define PORTABLE_STREAM_F64(p, v) _mm_stream_pd(p, v)
+#else
+#define PORTABLE_STREAM_F32(p, v) (*(vector_f32_portable *)(p) = (v))
+#define PORTABLE_STREAM_F64(p, v) (*(vector_f64_portable *)(p) = (v))
+#endif
+
 #define SCALAR       float
 #define VECTOR_BYTES 16
 #define VECTOR_QUADS 1
 #define FMA          PORTABLE_FMA_F32
+#define STREAM(p, v) PORTABLE_STREAM_F32(p, v)
 #define MR           4
 #define NAME(x)      x##_f32_portable
 #define TARGET
@@ -55,6 +64,7 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 #define VECTOR_BYTES 16
 #define VECTOR_QUADS 0
 #define FMA          PORTABLE_FMA_F64
+#define STREAM(p, v) PORTABLE_STREAM_F64(p, v)
 #define MR           4
 #define NAME(x)      x##_f64_portable
 #define TARGET
@@ -65,6 +75,7 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 #define VECTOR_BYTES 32
 #define VECTOR_QUADS 2
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define STREAM(p, v) _mm256_stream_ps(p, v)
 #define MR           6
 #define NAME(x)      x##_f32_avx2
 #define TARGET       __attribute__((target("avx2,fma,f16c")))
@@ -76,6 +87,7 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 #define VECTOR_BYTES 32
 #define VECTOR_QUADS 1
 #define FMA(a, b, c) _mm256_fmadd_pd(a, b, c)
+#define STREAM(p, v) _mm256_stream_pd(p, v)
 #define MR           6
 #define NAME(x)      x##_f64_avx2
 #define TARGET       __attribute__((target("avx2,fma")))
@@ -85,6 +97,7 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 #define VECTOR_BYTES 64
 #define VECTOR_QUADS 4
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define STREAM(p, v) _mm512_stream_ps(p, v)
 #define MR           14
 #define NAME(x)      x##_f32_avx512
 #define TARGET       __attribute__((target("avx512f,fma,f16c")))
@@ -96,6 +109,7 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 #define VECTOR_BYTES 64
 #define VECTOR_QUADS 2
 #define FMA(a, b, c) _mm512_fmadd_pd(a, b, c)
+#define STREAM(p, v) _mm512_stream_pd(p, v)
 #define MR           14
 #define NAME(x)      x##_f64_avx512
 #define TARGET       __attribute__((target("avx512f,fma")))

@@ -44,6 +44,7 @@ typedef struct block {
     int64_t rows, cols, depth;      /* cols <= PANEL */
     int64_t row_stride, col_stride; /* of c */
     bool accumulate;
+    bool stream; /* c, which is on cache lines then, goes past the caches */
 } block_t;
 
 enum { FEW_ROWS = 4 }; /* that are multiplied without packing B */

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GUARD = 64 };
+enum { GUARD = 64 }; /* elements, whole cache lines */
 
 void *allocate(size_t size, int byte)
 {
@@ -85,7 +85,13 @@ static void make_offsets(problem_t *p, random_state_t *r, int64_t mean)
     p->gemm.offset = p->offset;
 }
 
-/* C row-major with gaps, or column-major, or with columns apart; guards before and behind. */
+static int64_t round_up(int64_t elements, int64_t to)
+{
+    return (elements + to - 1) / to * to;
+}
+
+/* C row-major with gaps, or column-major, or with columns apart; guards before and behind. Half of those that are
+ * streamed are on cache lines. */
 static void make_c(problem_t *p, random_state_t *r, int64_t rows)
 {
     cumoe_cpu_gemm_t *g = &p->gemm;
@@ -93,14 +99,16 @@ static void make_c(problem_t *p, random_state_t *r, int64_t rows)
     const int64_t element = (int64_t)real_size(g->c_dtype), n = g->n > 0 ? g->n : 1, m = rows > 0 ? rows : 1;
     g->c_col_stride = form == 0 ? m + random_below(r, 3) : form == 1 ? 2 : 1;
     g->c_row_stride = form == 0 ? 1 : n * g->c_col_stride + random_below(r, 5);
+    const int64_t line = g->stream && random_below(r, 2) ? 64 / element : 1; /* elements */
+    if (form > 0) g->c_row_stride = round_up(g->c_row_stride, line);
     const int64_t matrix = form == 0 ? g->c_col_stride * n : g->c_row_stride * m;
-    g->c_group_stride = g->ragged == CUMOE_CPU_RAGGED_ROWS ? 0 : matrix + random_below(r, 3);
-    const int64_t part = g->c_group_stride * g->groups + matrix + GUARD;
+    g->c_group_stride = g->ragged == CUMOE_CPU_RAGGED_ROWS ? 0 : round_up(matrix + random_below(r, 3), line);
+    const int64_t part = round_up(g->c_group_stride * g->groups + matrix + GUARD, line);
     p->c_size = (size_t)((part * 2 + GUARD) * element);
     p->c = allocate(p->c_size, 0xFF);
     for (int i = 0; i < 2; i++) g->c[i] = (char *)p->c + (GUARD + i * part) * element;
     if (g->add) /* finite numbers where sums start; gaps stay as good as poison, since they are compared */
-        for (int64_t i = 0; i < part * 2 + GUARD; i++)
+        for (int64_t i = 0; i < (int64_t)p->c_size / element; i++)
             real_set(p->c, g->c_dtype, i, (double)random_below(r, 1000) / 64);
     p->expected = allocate(p->c_size, 0);
     p->initial = allocate(p->c_size, 0);
@@ -110,13 +118,14 @@ static void make_c(problem_t *p, random_state_t *r, int64_t rows)
 static void describe(problem_t *p, uint64_t seed)
 {
     const cumoe_cpu_gemm_t *g = &p->gemm;
-    snprintf(p->text, sizeof p->text,
-             "seed %#llx: ragged %d, groups %lld, m %lld, n %lld, k %lld, parts %d, terms %d%s%s; types a %d %d, b "
-             "%d %d, c %d; strides c %lld %lld",
-             (unsigned long long)seed, g->ragged, (long long)g->groups, (long long)g->m, (long long)g->n,
-             (long long)g->k, g->parts, g->terms, g->add ? ", add" : "", g->epilogue ? ", epilogue" : "",
-             g->a[0].dtype, g->a[1].dtype, g->b[0].dtype, g->b[1].dtype, g->c_dtype, (long long)g->c_row_stride,
-             (long long)g->c_col_stride);
+    snprintf(
+        p->text, sizeof p->text,
+        "seed %#llx: ragged %d, groups %lld, m %lld, n %lld, k %lld, parts %d, terms %d%s%s%s; types a %d %d, b "
+        "%d %d, c %d; strides c %lld %lld",
+        (unsigned long long)seed, g->ragged, (long long)g->groups, (long long)g->m, (long long)g->n,
+        (long long)g->k, g->parts, g->terms, g->add ? ", add" : "", g->epilogue ? ", epilogue" : "",
+        g->stream ? ", stream" : "", g->a[0].dtype, g->a[1].dtype, g->b[0].dtype, g->b[1].dtype, g->c_dtype,
+        (long long)g->c_row_stride, (long long)g->c_col_stride);
 }
 
 /* What the epilogue makes of the sums of an element, sum[1] only with two parts; exact products, so that a
@@ -164,6 +173,7 @@ void make_problem(problem_t *p, const shape_t *s, uint64_t seed)
                               .add = s->add,
                               .epilogue = s->epilogue ? change_sums : NULL,
                               .context = &p->gemm}};
+    p->gemm.stream = random_below(&r, 2);
     int64_t rows = s->m, depths = s->k;
     if (s->ragged != CUMOE_CPU_RAGGED_NONE) {
         make_offsets(p, &r, s->ragged == CUMOE_CPU_RAGGED_ROWS ? s->m : s->k);
