@@ -13,7 +13,7 @@ import torch
 import report
 from contestants import START
 from layer import DTYPES, TOLERANCE, Problem, Statement, gate_error
-from measure import Clock, peak_memory, samples
+from measure import Clock, keep_freed_memory, peak_memory, samples
 from stages import stages_of
 
 PACKAGES = ("torch", "triton", "transformers", "jax", "scattermoe", "nvidia-cublas", "nvidia-cudnn-cu13")
@@ -157,6 +157,8 @@ def measure_cell(runner, cell, results):
 
 
 def run(args, cells, device):
+    if device == "cpu":
+        keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
