@@ -54,6 +54,25 @@ static bool open_file(blas_t *blas, const char *file, const char *const *names, 
     return blas->library != NULL;
 }
 
+/* What OpenBLAS calls the processors whose kernels this one can run. */
+static const char *core_of_machine(void)
+{
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) return "SkylakeX";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "Haswell";
+#endif
+    return NULL;
+}
+
+/* An OpenBLAS older than the processor takes it for a Prescott, whose kernels have a fifth of the speed: no
+ * yardstick. It is opened again then, and told. */
+static bool is_misled(const blas_t *blas)
+{
+    char *(*core)(void);
+    return core_of_machine() && !getenv("OPENBLAS_CORETYPE") && find(blas, "openblas_get_corename", &core) &&
+           strcmp(core(), "Prescott") == 0;
+}
+
 static bool open_cpu(blas_t *blas, int threads)
 {
     void (*set_threads)(int);
@@ -86,7 +105,14 @@ blas_t *blas_open(device_t *device, const char *file, char *why, size_t why_size
     static const char *const on_cuda[] = {"libcublas.so.13", "libcublas.so", NULL};
     blas_t *blas = calloc(1, sizeof *blas);
     if (!blas) abort();
-    if (open_file(blas, file, device->cpu ? on_cpu : on_cuda, why, why_size)) {
+    bool opened = open_file(blas, file, device->cpu ? on_cpu : on_cuda, why, why_size);
+    if (opened && device->cpu && is_misled(blas)) {
+        dlclose(blas->library);
+        blas->library = NULL;
+        setenv("OPENBLAS_CORETYPE", core_of_machine(), 1);
+        opened = open_file(blas, file, on_cpu, why, why_size);
+    }
+    if (opened) {
         if (device->cpu ? open_cpu(blas, device->threads) : open_cuda(blas, device->stream)) return blas;
         snprintf(why, why_size, "no dense products to compare with: the library lacks a function or refuses");
     }

@@ -71,6 +71,9 @@ small='--hidden 33 --intermediate 45 --experts 5 --top-k 2'
     says 0 'no dense products to compare with' layer $small --tokens 2 --seconds 0 --blas "$work/none.so"
     says 1 'wrong: the loop over experts and the layer differ by' layer $small --tokens 3 --seconds 0 --blas "$wrong"
     says 1 'wrong: a dense product of up is not' up $small --tokens 3 --seconds 0 --blas "$wrong"
+    OPENBLAS_CORETYPE=Nehalem says 1 '; Nehalem' up $small --tokens 3 --seconds 0 --blas "$wrong"
+    if grep -qw avx512bw /proc/cpuinfo; then core=SkylakeX; elif grep -qw avx2 /proc/cpuinfo; then core=Haswell; else core=Prescott; fi
+    (unset OPENBLAS_CORETYPE; says 1 "; $core" up $small --tokens 3 --seconds 0 --blas "$wrong"; exit $bad) || bad=1
     says 0 '| olmoe | 2048 | 1024 | 64 | 8 | swiglu | softmax-topk | no |' --list
     says 0 ': down, down_backward' --list
     says 0 '--activation' --help
