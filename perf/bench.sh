@@ -40,7 +40,7 @@ if [ "$("$program" layer --seconds 0 --tokens 1 --pass forward --json - 2>/dev/n
 else
     layer='--shape paper-32 --tokens 1,16,256,4096'
     # shellcheck disable=SC2086 # options are words
-    part layer layer $layer --activation relu,swiglu --seconds 60
+    part layer layer $layer --activation relu,swiglu --seconds 50
     # shellcheck disable=SC2086
     part given layer $layer --activation swiglu --gate external --seconds 20
     part types layer --shape paper-32 --activation swiglu --dtype bf16,f16 --seconds 15

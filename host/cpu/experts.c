@@ -3,14 +3,12 @@
 #include "host/activation.h"
 #include "host/cpu/cpu.h"
 #include "host/cpu/float16.h"
+#include "host/cpu/stream.h"
 #include "host/weights_layout.h"
 
 #include <string.h>
 
 enum { COLUMNS = CUMOE_CPU_GEMM_COLUMNS, BIAS_COLUMNS = 128 };
-
-/* A gradient of that size is not in the cache any more when somebody reads it. */
-static const int64_t STREAM_BYTES = 32 << 20;
 
 /* What the epilogues know. */
 typedef struct {
@@ -24,6 +22,7 @@ typedef struct {
     void *dz;                /* [R, z_width] */
     void *scaled;            /* [R, I] gate type: g * hidden, for dw_down. Not rounded to 16 bits: a small g would
                                 leave nothing of it in F16, where scaling dy does not help */
+    bool stream;             /* these arrays of rows are large, and on cache lines */
     void *partial;           /* [R, panels] gate type: <d, hidden> over the columns of a block */
     int64_t panels;
 } epilogue_t;
@@ -107,6 +106,13 @@ static void gather_rows(const cumoe_config_t *c, const cumoe_up_args_t *args)
     }
 }
 
+/* Rows [R, z_width], and so others of their width. F64 is for comparisons, not for speed. */
+static bool are_large(const cumoe_config_t *c, const cumoe_rows_t *rows)
+{
+    const int64_t row = cumoe__z_width(c) * (int64_t)cumoe__dtype_size(c->dtype);
+    return c->dtype != CUMOE_F64 && rows->offset[c->num_experts] * row >= CUMOE_STREAM_SIZE;
+}
+
 cumoe_status_t cumoe__cpu_up(const cumoe_context_t *context, const cumoe_up_args_t *args, cumoe_stream_t stream)
 {
     (void)stream;
@@ -118,7 +124,9 @@ cumoe_status_t cumoe__cpu_up(const cumoe_context_t *context, const cumoe_up_args
         gather_rows(c, args);
         return CUMOE_SUCCESS;
     }
+    const bool large = are_large(c, &args->rows);
     const epilogue_t epilogue = {.config = c,
+                                 .stream = large && cumoe__on_lines(args->hidden, (size_t)I * size),
                                  .I = I,
                                  .z_width = z_width,
                                  .bias = {cumoe__bias_up(args->weights, c, false),
@@ -138,6 +146,7 @@ cumoe_status_t cumoe__cpu_up(const cumoe_context_t *context, const cumoe_up_args
               matrix_factor(cumoe__matrix_up(args->weights, c, true), false)},
         .c = {args->z, (char *)args->z + (size_t)I * size},
         .c_dtype = c->dtype,
+        .stream = large,
         .c_row_stride = z_width,
         .c_col_stride = 1,
         .epilogue = !args->hidden && !c->expert_bias ? NULL
@@ -225,7 +234,7 @@ static void weight_gradient(const cumoe_config_t *c, cumoe_matrix_t gradient, in
         .c_row_stride = gradient.row_stride,
         .c_col_stride = gradient.col_stride,
         .add = mode == CUMOE_GRADIENT_ADD,
-        .stream = c->num_experts * rows * cols * (int64_t)cumoe__dtype_size(gradient.dtype) >= STREAM_BYTES,
+        .stream = c->num_experts * rows * cols * (int64_t)cumoe__dtype_size(gradient.dtype) >= CUMOE_STREAM_SIZE,
     };
     cumoe__cpu_gemm(&gemm, c->max_threads, workspace);
 }
@@ -249,7 +258,11 @@ cumoe_status_t cumoe__cpu_down_backward(const cumoe_context_t *context, const cu
     const bool wide = c->dtype == CUMOE_F64;
     const int64_t H = c->hidden_size, I = c->intermediate_size, z_width = cumoe__z_width(c);
     const down_scratch_t scratch = down_scratch(c, args->num_tokens, args->workspace);
+    const size_t size = cumoe__dtype_size(c->dtype);
+    const bool large = are_large(c, &args->rows);
     const epilogue_t epilogue = {.config = c,
+                                 .stream = large && cumoe__on_lines(args->dz, (size_t)I * size) &&
+                                           cumoe__on_lines(scratch.scaled, (size_t)I * size),
                                  .I = I,
                                  .z_width = z_width,
                                  .row_slot = args->rows.row_slot,
@@ -273,6 +286,7 @@ cumoe_status_t cumoe__cpu_down_backward(const cumoe_context_t *context, const cu
         .b = {matrix_factor(cumoe__matrix_down(args->weights), true)},
         .c = {args->dz},
         .c_dtype = c->dtype,
+        .stream = large,
         .c_row_stride = z_width,
         .c_col_stride = 1,
         .epilogue = wide ? down_backward_epilogue_f64 : down_backward_epilogue_f32,

@@ -51,6 +51,21 @@ CUMOE_CPU_CLONES static void FN(add_bias)(cumoe_matrix_t bias, const cumoe_cpu_b
     }
 }
 
+/* The part of a row that a block has. */
+static inline __attribute__((always_inline)) void FN(put)(const epilogue_t *e, const REAL from[COLUMNS],
+                                                          const int64_t cols, cumoe_dtype_t dtype, void *to,
+                                                          int64_t at)
+{
+    _Alignas(CUMOE_STREAM_LINE) unsigned char line[COLUMNS * sizeof(REAL)];
+    const size_t element = cumoe__dtype_size(dtype);
+    if (!e->stream || cols < COLUMNS) {
+        FN(store)(from, cols, dtype, to, at);
+        return;
+    }
+    FN(store)(from, COLUMNS, dtype, line, 0);
+    cumoe__stream_copy((char *)to + (size_t)at * element, line, COLUMNS * element);
+}
+
 /* z in the sums, hidden = act(z as it will be stored). cols is a constant for whole blocks. */
 static inline __attribute__((always_inline)) void FN(activate_row)(const epilogue_t *e, const cumoe_cpu_block_t *b,
                                                                    int64_t r, const int64_t cols)
@@ -69,7 +84,7 @@ static inline __attribute__((always_inline)) void FN(activate_row)(const epilogu
     if (e->hidden == e->z)
         for (int64_t i = 0; i < cols; i++) sum[i] = hidden[i];
     else
-        FN(store)(hidden, cols, c->dtype, e->hidden, (b->row + r) * e->I + b->col);
+        FN(put)(e, hidden, cols, c->dtype, e->hidden, (b->row + r) * e->I + b->col);
 }
 
 CUMOE_CPU_CLONES static void FN(activate_block)(const epilogue_t *e, const cumoe_cpu_block_t *b)
@@ -133,9 +148,9 @@ FN(activate_backward_row)(const epilogue_t *e, const cumoe_cpu_block_t *b, int64
     for (int64_t i = 0; i < cols; i++) sum[i] = by_up[i];
     if (glu) {
         for (int i = 0; i < COLUMNS; i++) by_glu[i] = by_glu[i] == 0 ? 0 : d[i] * by_glu[i];
-        FN(store)(by_glu, cols, c->dtype, e->dz, at + e->I);
+        FN(put)(e, by_glu, cols, c->dtype, e->dz, at + e->I);
     }
-    for (int64_t i = 0; i < cols; i++) ((REAL *)e->scaled)[row * e->I + b->col + i] = hidden[i];
+    FN(put)(e, hidden, cols, cumoe__gate_dtype(c), e->scaled, row * e->I + b->col);
     ((REAL *)e->partial)[row * e->panels + b->col / COLUMNS] = FN(sum_pairwise)(product);
 }
 

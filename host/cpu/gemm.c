@@ -9,8 +9,9 @@
  * it is not worth packing, and a panel is multiplied as it stands (gemm_few.h). Nothing is
  * shared between threads but the task counter.
  *
- * Where C has 16 bits, the sums stand aside in F32 until they are complete: for one panel if the depth is one
- * block, else for STAGE_COLUMNS of them, after which the rows of A are packed again. */
+ * Where C has 16 bits, or is streamed behind an epilogue, the sums stand aside in F32 until they are complete: for
+ * one panel if the depth is one block, else for STAGE_COLUMNS of them, after which the rows of A are packed again.
+ */
 #include "host/cpu/gemm.h"
 #include "host/cpu/cpu.h"
 #include "host/cpu/float16.h"
@@ -48,7 +49,7 @@ typedef struct plan {
     const cumoe_cpu_gemm_t *gemm;
     const kernel_t *kernel;
     pack_form_t form_a[2], form_b[2];
-    bool staged;        /* C has 16 bits: sums stand aside until they are complete */
+    bool staged;        /* sums stand aside until they are complete */
     bool zeros_stream;  /* what is written past the caches: zeros, */
     bool sums_stream;   /* and sums */
     int64_t panels;     /* of all columns */
@@ -159,6 +160,16 @@ CUMOE_CPU_CLONES static void narrow_block(const float *from, int64_t from_stride
     }
 }
 
+static void stream_block(const float *from, int64_t rows, int64_t cols, float *to, int64_t row_stride)
+{
+    for (int64_t i = 0; i < rows; i++, from += PANEL, to += row_stride) {
+        if (cols == PANEL)
+            cumoe__stream_copy(to, from, PANEL * sizeof *to);
+        else
+            memcpy(to, from, (size_t)cols * sizeof *to);
+    }
+}
+
 /* One panel of columns of a task. */
 typedef struct panel {
     int64_t c; /* element of C where it begins */
@@ -198,7 +209,8 @@ static panel_t panel_of(const plan_t *plan, const task_t *task, int64_t col, flo
 static void begin_panel(const plan_t *plan, const panel_t *p)
 {
     const cumoe_cpu_gemm_t *gemm = plan->gemm;
-    for (int part = 0; plan->staged && gemm->add && part < gemm->parts; part++)
+    for (int part = 0; plan->staged && gemm->add && part < gemm->parts;
+         part++) /* 16 bits: others do not stream then */
         widen_block((const uint16_t *)gemm->c[part] + p->c, gemm->c_row_stride, gemm->c_col_stride,
                     gemm->c_dtype == CUMOE_BF16, p->block.rows, p->block.cols, p->block.sum[part], PANEL);
 }
@@ -207,9 +219,15 @@ static void finish_panel(const plan_t *plan, const panel_t *p)
 {
     const cumoe_cpu_gemm_t *gemm = plan->gemm;
     if (gemm->epilogue) gemm->epilogue(gemm->context, &p->block);
-    for (int part = 0; plan->staged && part < gemm->parts; part++)
-        narrow_block(p->block.sum[part], PANEL, gemm->c_dtype == CUMOE_BF16, p->block.rows, p->block.cols,
-                     (uint16_t *)gemm->c[part] + p->c, gemm->c_row_stride, gemm->c_col_stride, plan->sums_stream);
+    for (int part = 0; plan->staged && part < gemm->parts; part++) {
+        if (gemm->c_dtype == CUMOE_F32)
+            stream_block(p->block.sum[part], p->block.rows, p->block.cols, (float *)gemm->c[part] + p->c,
+                         gemm->c_row_stride);
+        else
+            narrow_block(p->block.sum[part], PANEL, gemm->c_dtype == CUMOE_BF16, p->block.rows, p->block.cols,
+                         (uint16_t *)gemm->c[part] + p->c, gemm->c_row_stride, gemm->c_col_stride,
+                         plan->sums_stream);
+    }
 }
 
 /* A piece of the depth: of one term, at most block_depth long. */
@@ -265,7 +283,8 @@ static void run_panel(const plan_t *plan, const task_t *task, const piece_t *pie
                                .row_stride = p->block.sum_stride,
                                .col_stride = plan->staged ? 1 : gemm->c_col_stride,
                                .accumulate = !piece->first || gemm->add,
-                               .stream = plan->sums_stream && !plan->staged && piece->first && piece->last};
+                               .stream = plan->sums_stream && !plan->staged && !gemm->epilogue && piece->first &&
+                                         piece->last};
         if (skips_packing(plan, &pack, &block)) {
             plan->kernel->few[source_of(pack.factor)](&pack, &block);
         } else {
@@ -345,12 +364,13 @@ static double work(const cumoe_cpu_gemm_t *gemm)
     return parts * (double)gemm->m * (cut + (gemm->add ? 0 : written * (double)gemm->groups));
 }
 
-static bool is_on_lines(const cumoe_cpu_gemm_t *gemm)
+static bool sums_stream(const cumoe_cpu_gemm_t *gemm)
 {
-    const uintptr_t element = cumoe__dtype_size(gemm->c_dtype),
-                    second = gemm->parts == 2 ? (uintptr_t)gemm->c[1] : 0;
-    const uintptr_t strides = (uintptr_t)(gemm->c_group_stride | gemm->c_row_stride) * element;
-    return ((uintptr_t)gemm->c[0] | second | strides) % CUMOE_STREAM_LINE == 0;
+    const size_t element = cumoe__dtype_size(gemm->c_dtype);
+    bool streams = gemm->stream && !gemm->add && gemm->c_col_stride == 1;
+    for (int part = 0; part < gemm->parts; part++)
+        streams &= cumoe__on_lines(gemm->c[part], (size_t)(gemm->c_group_stride | gemm->c_row_stride) * element);
+    return streams;
 }
 
 bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int threads, void *workspace)
@@ -363,14 +383,14 @@ bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int
     if (tasks == 0 || gemm->n <= 0) return true;
     if (work(gemm) < SERIAL_MULTIPLY_ADDS) threads = 1;
     const int64_t panels = ceil_div(gemm->n, PANEL);
-    const bool stream = gemm->stream && !gemm->add;
+    const bool stream = sums_stream(gemm), is_half = gemm->c_dtype == CUMOE_BF16 || gemm->c_dtype == CUMOE_F16;
     const plan_t plan = {.gemm = gemm,
                          .kernel = kernel,
                          .form_a = {choose_form(&gemm->a[0]), choose_form(&gemm->a[1])},
                          .form_b = {choose_form(&gemm->b[0]), choose_form(&gemm->b[1])},
-                         .staged = gemm->c_dtype == CUMOE_BF16 || gemm->c_dtype == CUMOE_F16,
-                         .zeros_stream = stream,
-                         .sums_stream = stream && gemm->c_col_stride == 1 && is_on_lines(gemm),
+                         .staged = is_half || (stream && gemm->epilogue && gemm->c_dtype == CUMOE_F32),
+                         .zeros_stream = gemm->stream && !gemm->add,
+                         .sums_stream = stream,
                          .panels = panels,
                          .col_ranges =
                              threads == 1 ? 1 : min64(panels, ceil_div((int64_t)threads * TASKS_PER_THREAD, tasks)),
@@ -385,7 +405,7 @@ bool cumoe__cpu_gemm_with(cumoe_cpu_isa_t isa, const cumoe_cpu_gemm_t *gemm, int
         while (find_task(&plan, &cursor, atomic_fetch_add_explicit(&next, 1, memory_order_relaxed), &task)) {
             run_task(&plan, &task, scratch);
         }
-        if (stream) cumoe__stream_end();
+        if (gemm->stream) cumoe__stream_end();
     }
     return true;
 }

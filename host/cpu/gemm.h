@@ -56,7 +56,7 @@ typedef struct cumoe_cpu_gemm {
     bool add; /* start from the old C, not touched by an empty k range; else from 0, which that writes */
 
     /* C is so large that it is written past the caches; not with add. It should begin on lines of 64 bytes, each
-     * group and row too: where it does not, only zeros go there. */
+     * group and row too: where it does not, only zeros go there. Not F64 with an epilogue. */
     bool stream;
 
     /* Called once for every finished block of columns, all parts done and still in cache; what it leaves in the

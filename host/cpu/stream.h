@@ -4,6 +4,7 @@
 #ifndef CUMOE_CPU_STREAM_H
 #define CUMOE_CPU_STREAM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -11,7 +12,15 @@
 #include <emmintrin.h>
 #endif
 
-enum { CUMOE_STREAM_LINE = 64 }; /* bytes; a part of one costs as much as several */
+enum {
+    CUMOE_STREAM_LINE = 64,       /* bytes; a part of one costs as much as several */
+    CUMOE_STREAM_SIZE = 32 << 20, /* bytes of an array that is not in the cache any more when somebody reads it */
+};
+
+static inline bool cumoe__on_lines(const void *data, size_t stride)
+{
+    return ((uintptr_t)data | stride) % CUMOE_STREAM_LINE == 0;
+}
 
 /* Lines, both sides aligned to them. */
 static inline void cumoe__stream_copy(void *to, const void *from, size_t size)
