@@ -23,7 +23,8 @@ enum {
     REPLY_SIZE = MAGIC_SIZE + 2 * 4, /* verdict, what rank 0 has in place of it */
     MAX_DATA = 1024,
     VERSION = 1,
-    SPARE_GUESTS = 64 /* connections beside those of ranks */
+    SPARE_GUESTS = 64, /* connections beside those of ranks */
+    QUEUE = 4096       /* who finds it full tries again after a second; systems take less */
 };
 static const char MAGIC[MAGIC_SIZE] = {'c', 'u', 'm', 'o', 'e', '-', 'e', 'p'};
 
@@ -115,7 +116,7 @@ static int listen_to(sa_family_t family, int32_t port)
     if (prepare(fd) && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0 &&
         bind(fd, is_six ? (const struct sockaddr *)&six : (const struct sockaddr *)&four,
              is_six ? sizeof six : sizeof four) == 0 &&
-        listen(fd, SOMAXCONN) == 0) /* where it is full, a rank tries again after a second */
+        listen(fd, QUEUE) == 0)
         return fd;
     const int error = errno;
     close(fd);
@@ -150,8 +151,8 @@ static void make_room(host_t *host)
     dismiss(host, oldest);
 }
 
-/* Those who wait at the door, but no more than there are places beside ranks: none of them goes for another before
- * it has been heard. */
+/* All who wait at the door; but not more at a time than there are places beside ranks, or one would be shown out
+ * for the next before it has been heard. */
 static void let_in(host_t *host)
 {
     for (int i = 0; i < SPARE_GUESTS; i++) {
@@ -174,7 +175,7 @@ static bool stays(const guest_t *guest)
     return got < 0 && try_again(errno);
 }
 
-/* One that has come and left leaves the place to the next. */
+/* Whether the rank is there. Who has left has no place any more: the next may be the same rank, started again. */
 static bool is_taken(host_t *host, int32_t rank)
 {
     for (int32_t i = 0; host->here[rank] && i < host->num_guests; i++)
@@ -209,6 +210,7 @@ static void make_reply(unsigned char *reply, verdict_t verdict, uint32_t value)
 /* The guest stays if this gives true. */
 static bool hear(host_t *host, guest_t *guest)
 {
+    if (guest->got == HELLO_SIZE) return false; /* was a rank, and has been forgotten */
     const ssize_t got = recv(guest->fd, guest->hello + guest->got, HELLO_SIZE - guest->got, 0);
     if (got < 0) return try_again(errno);
     if (got == 0) return false;
@@ -353,7 +355,7 @@ static double sooner(double a, double b)
     return a < b ? a : b;
 }
 
-/* A port that nobody listens at may be that of the connection itself. */
+/* A port at which nobody listens may be given to the one who connects to it. */
 static bool is_oneself(int fd)
 {
     struct sockaddr_storage here = {0}, there = {0};
@@ -420,11 +422,13 @@ static bool hear_reply(visit_t *visit, int fd)
 static bool visit_addresses(visit_t *visit, const struct addrinfo *address)
 {
     for (bool answered = false; address; address = address->ai_next) {
-        const int fd = socket(address->ai_family, SOCK_STREAM, 0);
+        const int fd = socket(address->ai_family, SOCK_STREAM, 0), on = 1;
         if (fd < 0) {
             fail_step(visit, "socket", errno);
             continue;
         }
+        /* Such a connection with oneself must not keep rank 0 from the port afterwards. */
+        (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
         answered = reach(visit, fd, address) && say_hello(visit, fd) && hear_reply(visit, fd);
         close(fd);
         if (answered) return true;

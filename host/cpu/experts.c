@@ -22,7 +22,7 @@ typedef struct {
     void *dz;                /* [R, z_width] */
     void *scaled;            /* [R, I] gate type: g * hidden, for dw_down. Not rounded to 16 bits: a small g would
                                 leave nothing of it in F16, where scaling dy does not help */
-    bool stream;             /* these arrays of rows are large, and on cache lines */
+    bool stream;             /* hidden, dz and scaled are large, and on cache lines */
     void *partial;           /* [R, panels] gate type: <d, hidden> over the columns of a block */
     int64_t panels;
 } epilogue_t;
@@ -106,8 +106,9 @@ static void gather_rows(const cumoe_config_t *c, const cumoe_up_args_t *args)
     }
 }
 
-/* Rows [R, z_width], and so others of their width. F64 is for comparisons, not for speed. */
-static bool are_large(const cumoe_config_t *c, const cumoe_rows_t *rows)
+/* Whether rows [R, z_width] go past the caches, and those that are written beside them. F64 is for comparisons, not
+ * for speed. */
+static bool rows_are_large(const cumoe_config_t *c, const cumoe_rows_t *rows)
 {
     const int64_t row = cumoe__z_width(c) * (int64_t)cumoe__dtype_size(c->dtype);
     return c->dtype != CUMOE_F64 && rows->offset[c->num_experts] * row >= CUMOE_STREAM_SIZE;
@@ -124,7 +125,7 @@ cumoe_status_t cumoe__cpu_up(const cumoe_context_t *context, const cumoe_up_args
         gather_rows(c, args);
         return CUMOE_SUCCESS;
     }
-    const bool large = are_large(c, &args->rows);
+    const bool large = rows_are_large(c, &args->rows);
     const epilogue_t epilogue = {.config = c,
                                  .stream = large && cumoe__on_lines(args->hidden, (size_t)I * size),
                                  .I = I,
@@ -259,7 +260,7 @@ cumoe_status_t cumoe__cpu_down_backward(const cumoe_context_t *context, const cu
     const int64_t H = c->hidden_size, I = c->intermediate_size, z_width = cumoe__z_width(c);
     const down_scratch_t scratch = down_scratch(c, args->num_tokens, args->workspace);
     const size_t size = cumoe__dtype_size(c->dtype);
-    const bool large = are_large(c, &args->rows);
+    const bool large = rows_are_large(c, &args->rows);
     const epilogue_t epilogue = {.config = c,
                                  .stream = large && cumoe__on_lines(args->dz, (size_t)I * size) &&
                                            cumoe__on_lines(scratch.scaled, (size_t)I * size),

@@ -205,12 +205,11 @@ static panel_t panel_of(const plan_t *plan, const task_t *task, int64_t col, flo
     return p;
 }
 
-/* The sums of a panel begin at the old C. */
+/* The sums of a panel begin at the old C, of 16 bits: another does not stand aside with add. */
 static void begin_panel(const plan_t *plan, const panel_t *p)
 {
     const cumoe_cpu_gemm_t *gemm = plan->gemm;
-    for (int part = 0; plan->staged && gemm->add && part < gemm->parts;
-         part++) /* 16 bits: others do not stream then */
+    for (int part = 0; plan->staged && gemm->add && part < gemm->parts; part++)
         widen_block((const uint16_t *)gemm->c[part] + p->c, gemm->c_row_stride, gemm->c_col_stride,
                     gemm->c_dtype == CUMOE_BF16, p->block.rows, p->block.cols, p->block.sum[part], PANEL);
 }

@@ -55,8 +55,8 @@ typedef struct cumoe_cpu_gemm {
     int64_t c_group_stride, c_row_stride, c_col_stride; /* elements; any, but fastest with c_col_stride = 1 */
     bool add; /* start from the old C, not touched by an empty k range; else from 0, which that writes */
 
-    /* C is so large that it is written past the caches; not with add. It should begin on lines of 64 bytes, each
-     * group and row too: where it does not, only zeros go there. Not F64 with an epilogue. */
+    /* C is so large that it is written past the caches, its sums only where it is on lines of 64 bytes, each group
+     * and row. Ignored with add, and for F64 with an epilogue. */
     bool stream;
 
     /* Called once for every finished block of columns, all parts done and still in cache; what it leaves in the

@@ -4,7 +4,7 @@
  *   VECTOR_BYTES  of a vector register
  *   VECTOR_QUADS  four SCALARs are so many times in it
  *   FMA(a, b, c)  a b + c for vectors
- *   STREAM(p, v)  stores a vector past the caches
+ *   STREAM(p, v)  stores a vector past the caches; not where two vectors are less than a cache line
  *   MR            rows of a tile; its columns are NR, two vectors
  *   NAME(x)       x with the suffix of this instance
  *   TARGET        the attribute that lets the compiler use the instructions
@@ -86,6 +86,7 @@ TARGET ALWAYS_INLINE void NAME(tile)(const int rows, const block_t *block, const
             sum[i][1] = FMA(ai, b1, sum[i][1]);
         }
     }
+#ifdef STREAM
     if (block->stream) {
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++) {
@@ -94,6 +95,7 @@ TARGET ALWAYS_INLINE void NAME(tile)(const int rows, const block_t *block, const
         }
         return;
     }
+#endif
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++) {
         *(NAME(loose_vector) *)(c + i * c_stride) = sum[i][0];

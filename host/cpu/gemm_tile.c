@@ -40,19 +40,10 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 #define PORTABLE_FMA_F64(a, b, c) ((a) * (b) + (c))
 #endif
 
-#if defined(__x86_64__)
-#define PORTABLE_STREAM_F32(p, v) _mm_stream_ps(p, v)
-#define PORTABLE_STREAM_F64(p, v) _mm_stream_pd(p, v)
-#else
-#define PORTABLE_STREAM_F32(p, v) (*(vector_f32_portable *)(p) = (v))
-#define PORTABLE_STREAM_F64(p, v) (*(vector_f64_portable *)(p) = (v))
-#endif
-
 #define SCALAR       float
 #define VECTOR_BYTES 16
 #define VECTOR_QUADS 1
 #define FMA          PORTABLE_FMA_F32
-#define STREAM(p, v) PORTABLE_STREAM_F32(p, v)
 #define MR           4
 #define NAME(x)      x##_f32_portable
 #define TARGET
@@ -64,7 +55,6 @@ ALWAYS_INLINE singles_t widen_f16_portable(halves_t h)
 #define VECTOR_BYTES 16
 #define VECTOR_QUADS 0
 #define FMA          PORTABLE_FMA_F64
-#define STREAM(p, v) PORTABLE_STREAM_F64(p, v)
 #define MR           4
 #define NAME(x)      x##_f64_portable
 #define TARGET

@@ -14,7 +14,7 @@
 
 enum {
     CUMOE_STREAM_LINE = 64,       /* bytes; a part of one costs as much as several */
-    CUMOE_STREAM_SIZE = 32 << 20, /* bytes of an array that is not in the cache any more when somebody reads it */
+    CUMOE_STREAM_SIZE = 32 << 20, /* bytes of an array that few caches would still have when it is read */
 };
 
 static inline bool cumoe__on_lines(const void *data, size_t stride)
